@@ -1,0 +1,425 @@
+# wideep-exporter: `make help` lists the targets.
+
+VERSION := 0.1.0
+SOVERSION := 0
+
+.DEFAULT_GOAL := all
+.DELETE_ON_ERROR:
+.SUFFIXES:
+MAKEFLAGS += --no-builtin-rules
+SHELL := /bin/bash
+
+# ---- what the user may set --------------------------------------------------------------------
+
+CFLAGS ?= -O2 -g
+CXXFLAGS ?= -O2 -g
+PREFIX ?= /usr/local
+DESTDIR ?=
+BINDIR ?= $(PREFIX)/bin
+LIBDIR ?= $(PREFIX)/lib
+INCLUDEDIR ?= $(PREFIX)/include
+MANDIR ?= $(PREFIX)/share/man
+DOCDIR ?= $(PREFIX)/share/doc/wideep-exporter
+INSTALL ?= install
+PKG_CONFIG ?= pkg-config
+# The Debian packages of the tests belong to this python, which need not be the first on PATH.
+PYTHON ?= /usr/bin/python3
+CLANG_FORMAT ?= clang-format
+CLANG_TIDY ?= clang-tidy
+CPPCHECK ?= cppcheck
+MANDOC ?= mandoc
+
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+# Process tests mostly wait, so more of them than cores.
+TEST_JOBS ?= 6
+# TEST_MARK: a pytest marker expression; T: only tests whose names contain it.
+TEST_MARK ?=
+T ?=
+
+# ---- variants: VARIANT=asan and so on build into a directory of their own ---------------------
+
+VARIANT ?=
+SAN_asan := address
+SAN_ubsan := undefined
+SAN_tsan := thread
+SAN_asan-ubsan := address,undefined
+SAN ?= $(SAN_$(VARIANT))
+comma := ,
+ifneq ($(SAN),)
+ifeq ($(VARIANT),)
+override VARIANT := san-$(subst $(comma),-,$(SAN))
+endif
+endif
+B := build$(addprefix /,$(VARIANT))
+
+# ---- sources ----------------------------------------------------------------------------------
+
+MAIN_SRCS := $(wildcard src/main.c)
+SIM_SRCS := $(wildcard src/sim*.c)
+DUMP_SRCS := $(wildcard src/dump*.c)
+LIB_SRCS := $(filter-out $(MAIN_SRCS) $(SIM_SRCS) $(DUMP_SRCS),$(wildcard src/*.c))
+SO_SRCS := $(wildcard shm-abi/wideep_shm.c)
+UNIT_SRCS := $(wildcard tests/unit/test_*.c)
+# Shared helpers of the unit tests: linked into each of them.
+UNIT_HELPER_SRCS := $(filter-out $(UNIT_SRCS),$(wildcard tests/unit/*.c))
+ABI_C_SRCS := $(wildcard tests/abi/*.c)
+ABI_CC_SRCS := $(wildcard tests/abi/*.cc)
+ABI_HEADER := $(wildcard shm-abi/wideep_shm.h)
+MAN_PAGES := $(wildcard deploy/man/*.[1-8])
+C_SRCS := $(MAIN_SRCS) $(SIM_SRCS) $(DUMP_SRCS) $(LIB_SRCS) $(SO_SRCS) $(UNIT_SRCS) $(UNIT_HELPER_SRCS) $(ABI_C_SRCS)
+FORMATTED := $(C_SRCS) $(ABI_CC_SRCS) $(wildcard include/*.h shm-abi/*.h src/*.h tests/unit/*.h tests/abi/*.h)
+
+ABI_NAMES := $(notdir $(basename $(ABI_C_SRCS) $(ABI_CC_SRCS)))
+ifneq ($(words $(ABI_NAMES)),$(words $(sort $(ABI_NAMES))))
+$(error tests/abi: a .c and a .cc file of the same name would build the same program)
+endif
+
+objs = $(patsubst %,$(B)/obj/%.o,$(basename $(1)))
+
+PROGRAMS := $(if $(MAIN_SRCS),$(B)/wideep-exporter) $(if $(SIM_SRCS),$(B)/wideep-sim) \
+	$(if $(DUMP_SRCS),$(B)/wideep-dump)
+ARCHIVE := $(B)/obj/libwideep.a
+SO_REAL := libwideep_shm.so.$(VERSION)
+SO_NAME := libwideep_shm.so.$(SOVERSION)
+SHARED := $(if $(SO_SRCS),$(B)/$(SO_REAL) $(B)/$(SO_NAME) $(B)/libwideep_shm.so)
+UNIT_PROGRAMS := $(patsubst tests/unit/%.c,$(B)/tests/unit/%,$(UNIT_SRCS))
+ABI_PROGRAMS := $(addprefix $(B)/tests/abi/,$(ABI_NAMES))
+
+# ---- flags ------------------------------------------------------------------------------------
+
+# Nothing is asked of the compiler or of pkg-config for targets that compile nothing.
+NO_COMPILE := help clean format deps deps-test deps-lint check check-ci check-all check-matrix asan ubsan tsan demo lint \
+	uninstall
+ifneq ($(filter-out $(NO_COMPILE),$(or $(MAKECMDGOALS),all)),)
+
+PKGS := libmicrohttpd liburcu-bp
+PKGS_FOUND := $(shell $(PKG_CONFIG) --exists $(PKGS) 2>/dev/null && echo yes)
+PKG_CFLAGS := $(shell $(PKG_CONFIG) --cflags $(PKGS) 2>/dev/null)
+PKG_LIBS := $(shell $(PKG_CONFIG) --libs $(PKGS) 2>/dev/null)
+CHECK_CFLAGS := $(shell $(PKG_CONFIG) --cflags check 2>/dev/null)
+CHECK_LIBS := $(shell $(PKG_CONFIG) --libs check 2>/dev/null)
+
+# Those of the given flags that the compiler ($1) knows.
+supported = $(shell for flag in $(2); do \
+	$(1) -Werror $$flag -x c -c /dev/null -o /dev/null 2>/dev/null && printf '%s ' "$$flag"; done)
+HARDEN_PROBED := $(call supported,$(CC),-fstack-clash-protection -fcf-protection)
+WARN_PROBED := $(call supported,$(CC),-Wlogical-op -Wduplicated-cond -Wduplicated-branches)
+CC_VERSION := $(shell $(CC) --version 2>/dev/null | head -n 1 | tr -d '"\\')
+
+endif
+
+WERROR ?= $(if $(filter true 1,$(CI)),1)
+WARN_BOTH := -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Wformat=2 -Wundef -Wcast-align -Wpointer-arith \
+	-Wwrite-strings -Wvla -Wdouble-promotion -Wmissing-declarations $(if $(filter 1,$(WERROR)),-Werror)
+WARN_C := $(WARN_BOTH) -Wstrict-prototypes -Wmissing-prototypes -Wold-style-definition $(WARN_PROBED)
+
+ifneq ($(SAN),)
+SAN_FLAGS := -fsanitize=$(SAN) -fno-omit-frame-pointer $(if $(findstring undefined,$(SAN)),-fno-sanitize-recover=all)
+# gcc says with -Wtsan that ThreadSanitizer does not follow fences: worth reading, no reason to stop.
+ifneq ($(findstring thread,$(SAN)),)
+SAN_FLAGS += $(call supported,$(CC),-Wno-error=tsan)
+endif
+endif
+
+# The C library refuses to fortify without optimisation, and sanitizers see more without it.
+FORTIFY := $(if $(or $(SAN),$(filter -O0 -Og,$(CFLAGS))),,-U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2)
+HARDEN := -fstack-protector-strong $(HARDEN_PROBED)
+HARDEN_LD := -Wl,-z,relro,-z,now
+
+DEPFLAGS = -MMD -MP
+BASE_CFLAGS = -std=gnu11 -D_GNU_SOURCE $(CPPFLAGS) -pthread $(WARN_C) $(HARDEN) $(FORTIFY)
+PROGRAM_CFLAGS = $(BASE_CFLAGS) -fPIE $(SAN_FLAGS) -Iinclude -Ishm-abi -I$(B)/gen $(PKG_CFLAGS) $(CFLAGS)
+# Loaded by programs that are not built with a sanitizer (such as python), so never with one.
+# Its functions are the header's definitions, which need no declaration before.
+SO_CFLAGS = $(BASE_CFLAGS) -Wno-missing-prototypes -Wno-missing-declarations -fPIC -Iinclude -Ishm-abi -I$(B)/gen $(CFLAGS)
+# Strict C11 and C++17: the ABI header must not need the compilers' extensions.
+ABI_CFLAGS = -std=c11 -D_GNU_SOURCE $(CPPFLAGS) -pthread $(WARN_C) $(HARDEN) $(FORTIFY) -fPIE $(SAN_FLAGS) -Ishm-abi $(CFLAGS)
+ABI_CXXFLAGS = -std=c++17 -D_GNU_SOURCE $(CPPFLAGS) -pthread $(WARN_BOTH) $(HARDEN) $(FORTIFY) -fPIE $(SAN_FLAGS) -Ishm-abi \
+	$(CXXFLAGS)
+PROGRAM_LDFLAGS = -pie -pthread $(HARDEN_LD) $(SAN_FLAGS) $(LDFLAGS)
+PROGRAM_LIBS = $(PKG_LIBS) -lm $(LDLIBS)
+
+# V=1 shows the commands.
+ifeq ($(V),1)
+say :=
+Q :=
+else
+say = @printf '  %-4s %s\n' $(1) '$(2)';
+Q := @
+endif
+
+# ---- build ------------------------------------------------------------------------------------
+
+.PHONY: all tests-build
+all: $(PROGRAMS) $(SHARED) ## Build the programs and libwideep_shm.so into build/
+
+tests-build: all $(UNIT_PROGRAMS) $(ABI_PROGRAMS) ## Build the test programs too
+
+.PHONY: FORCE
+FORCE:
+
+# Files written anew only when their content changes, so that what depends on them is not rebuilt for
+# nothing. $1: the text.
+write_if_changed = @mkdir -p $(@D); printf '%s\n' $(1) >$@.new; \
+	if cmp -s $@.new $@; then rm -f $@.new; else mv -f $@.new $@; fi
+quoted = '$(subst ','\'',$(1))'
+
+# Only this directory's own repository counts, not one that an unpacked archive happens to lie in. The
+# owner of the checkout may differ from who builds (sudo make install, containers).
+COMMIT ?= $(shell test -e .git && git --no-optional-locks -c safe.directory='*' describe --always --dirty \
+	--abbrev=12 --exclude='*' 2>/dev/null || echo unknown)
+
+$(B)/gen/version.h: FORCE
+	$(call write_if_changed,$(call quoted,/* Generated. */) $(call quoted,#ifndef WIDEEP_VERSION_H) \
+		$(call quoted,#define WIDEEP_VERSION_H) $(call quoted,#define WIDEEP_VERSION "$(VERSION)") \
+		$(call quoted,#define WIDEEP_COMMIT "$(COMMIT)") $(call quoted,#define WIDEEP_COMPILER "$(CC_VERSION)") \
+		'#endif')
+
+# Objects are rebuilt when the compiler or its flags change.
+$(B)/gen/flags: FORCE
+	$(call write_if_changed,$(call quoted,$(CC) $(CC_VERSION)) $(call quoted,$(PROGRAM_CFLAGS)) \
+		$(call quoted,$(CXX) $(ABI_CXXFLAGS)) $(call quoted,$(PROGRAM_LDFLAGS) $(PROGRAM_LIBS)))
+
+# The archive is rebuilt when a source file goes away.
+$(B)/gen/sources: FORCE
+	$(call write_if_changed,$(call quoted,$(LIB_SRCS) / $(MAIN_SRCS) / $(SIM_SRCS) / $(DUMP_SRCS) / $(UNIT_HELPER_SRCS)))
+
+.PHONY: libraries
+libraries:
+	@$(if $(PKGS_FOUND),:,echo "$(PKGS) not found by $(PKG_CONFIG); 'make deps' installs what the build needs" >&2; exit 1)
+
+$(B)/obj/src/%.o: src/%.c $(B)/gen/flags | $(B)/gen/version.h libraries
+	$(call say,CC,$<) mkdir -p $(@D)
+	$(Q)$(CC) $(PROGRAM_CFLAGS) $(DEPFLAGS) -c $< -o $@
+
+$(B)/obj/tests/unit/%.o: tests/unit/%.c $(B)/gen/flags | $(B)/gen/version.h libraries
+	$(call say,CC,$<) mkdir -p $(@D)
+	$(Q)$(CC) $(PROGRAM_CFLAGS) -Itests/unit $(CHECK_CFLAGS) $(DEPFLAGS) -c $< -o $@
+
+$(B)/obj/shm-abi/%.o: shm-abi/%.c $(B)/gen/flags | $(B)/gen/version.h
+	$(call say,CC,$<) mkdir -p $(@D)
+	$(Q)$(CC) $(SO_CFLAGS) $(DEPFLAGS) -c $< -o $@
+
+$(B)/obj/tests/abi/%.o: tests/abi/%.c $(B)/gen/flags
+	$(call say,CC,$<) mkdir -p $(@D)
+	$(Q)$(CC) $(ABI_CFLAGS) $(DEPFLAGS) -c $< -o $@
+
+$(B)/obj/tests/abi/%.o: tests/abi/%.cc $(B)/gen/flags
+	$(call say,CXX,$<) mkdir -p $(@D)
+	$(Q)$(CXX) $(ABI_CXXFLAGS) $(DEPFLAGS) -c $< -o $@
+
+$(ARCHIVE): $(call objs,$(LIB_SRCS)) $(B)/gen/sources
+	$(call say,AR,$@) mkdir -p $(@D); rm -f $@
+	$(Q)$(AR) rcs $@ $(filter %.o,$^)
+
+link = $(call say,LD,$@) mkdir -p $(@D)
+# Objects first: an archive only answers what was asked before it.
+LINK_C = $(CC) $(PROGRAM_LDFLAGS) -o $@ $(filter %.o,$^) $(filter %.a,$^)
+
+$(B)/wideep-exporter: $(call objs,$(MAIN_SRCS))
+$(B)/wideep-sim: $(call objs,$(SIM_SRCS))
+$(B)/wideep-dump: $(call objs,$(DUMP_SRCS))
+$(PROGRAMS): $(ARCHIVE) $(B)/gen/flags $(B)/gen/sources
+	$(link)
+	$(Q)$(LINK_C) $(PROGRAM_LIBS)
+
+$(UNIT_PROGRAMS): $(B)/tests/unit/%: $(B)/obj/tests/unit/%.o $(call objs,$(UNIT_HELPER_SRCS)) $(ARCHIVE) $(B)/gen/flags \
+		$(B)/gen/sources
+	$(link)
+	$(Q)$(LINK_C) $(CHECK_LIBS) $(PROGRAM_LIBS)
+
+$(addprefix $(B)/tests/abi/,$(notdir $(basename $(ABI_C_SRCS)))): $(B)/tests/abi/%: $(B)/obj/tests/abi/%.o $(B)/gen/flags
+	$(link)
+	$(Q)$(LINK_C) -lm $(LDLIBS)
+
+$(addprefix $(B)/tests/abi/,$(notdir $(basename $(ABI_CC_SRCS)))): $(B)/tests/abi/%: $(B)/obj/tests/abi/%.o $(B)/gen/flags
+	$(link)
+	$(Q)$(CXX) $(PROGRAM_LDFLAGS) -o $@ $(filter %.o,$^) $(LDLIBS)
+
+$(B)/$(SO_REAL): $(call objs,$(SO_SRCS)) $(B)/gen/flags
+	$(link)
+	$(Q)$(CC) -shared -pthread -Wl,-soname,$(SO_NAME) -Wl,--no-undefined $(HARDEN_LD) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LDLIBS)
+
+$(B)/$(SO_NAME) $(B)/libwideep_shm.so: $(B)/$(SO_REAL)
+	$(Q)ln -sfn $(SO_REAL) $@
+
+# Keep the objects of test programs: they are intermediate files to make.
+.SECONDARY:
+
+-include $(patsubst %.o,%.d,$(call objs,$(C_SRCS) $(ABI_CC_SRCS)))
+
+# ---- tests ------------------------------------------------------------------------------------
+
+# A further make reads this file again after packages were installed. It gets its own -j unless the
+# caller's make already hands out jobs.
+submake = $(MAKE) --no-print-directory $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(JOBS))
+
+.PHONY: run-tests
+run-tests: tests-build
+	@$(PYTHON) tests/run --build $(B) --san '$(SAN)' --cc '$(CC)' --cxx '$(CXX)' --jobs $(JOBS) --test-jobs $(TEST_JOBS) \
+		--mark '$(TEST_MARK)' --only '$(T)' $(if $(TALLY),--tally $(TALLY) --label $(or $(VARIANT),plain)) $(UNIT_PROGRAMS)
+
+.PHONY: check check-ci check-all check-matrix abi-header asan ubsan tsan
+check: deps-test ## Install what the tests need, build, run all tests (T=name: only those)
+	@$(submake) run-tests
+
+asan ubsan tsan: deps-test ## Build with that sanitizer and run all tests
+	@$(submake) VARIANT=$@ SAN=$(SAN_$@) run-tests
+
+# Several builds, one closing line. `one` makes one of them; what fails before it could count its tests,
+# for example in the compiler, counts as one failed test.
+several = mkdir -p build; : >build/$@.tally; status=0; \
+	one() { echo "== $$*"; before=$$(wc -l <build/$@.tally); \
+		$(submake) "$$@" TALLY=build/$@.tally || { status=1; \
+			[ "$$(wc -l <build/$@.tally)" != "$$before" ] || echo '0 1 0' >>build/$@.tally; }; }
+total = $(PYTHON) tests/run --total build/$@.tally || status=1; exit $$status
+
+check-ci: deps-test ## The tests but the slow ones, with address+undefined and with thread sanitizer
+	+@$(several); \
+	one run-tests VARIANT=asan-ubsan SAN=address,undefined TEST_MARK='not slow'; \
+	one run-tests VARIANT=tsan SAN=thread TEST_MARK='not slow'; \
+	$(total)
+
+check-matrix: deps-test ## The ABI header by each compiler and standard, all tests with clang
+	+@$(several); \
+	one abi-header; \
+	one run-tests VARIANT=clang SAN= CC=clang CXX=clang++; \
+	$(total)
+
+check-all: deps-test ## check, check-matrix, asan, ubsan and tsan in full
+	+@$(several); \
+	one run-tests VARIANT= SAN=; \
+	one abi-header; \
+	one run-tests VARIANT=clang SAN= CC=clang CXX=clang++; \
+	one run-tests VARIANT=asan SAN=address; \
+	one run-tests VARIANT=ubsan SAN=undefined; \
+	one run-tests VARIANT=tsan SAN=thread; \
+	$(total)
+
+abi-header:
+	@set -e; for header in $(ABI_HEADER); do \
+		for cc in gcc clang; do for std in c11 gnu11 c17 gnu17; do \
+			$$cc -std=$$std -D_GNU_SOURCE -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror -fsyntax-only -x c \
+				-include $$header /dev/null; echo "ok   $$header: $$cc -std=$$std"; done; done; \
+		for cxx in g++ clang++; do for std in c++17 gnu++17 c++20; do \
+			$$cxx -std=$$std -D_GNU_SOURCE -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror -fsyntax-only -x c++ \
+				-include $$header /dev/null; echo "ok   $$header: $$cxx -std=$$std"; done; done; \
+	done
+
+.PHONY: demo
+demo: deps ## Install what the demo needs, build, run deploy/demo.sh
+	@$(submake) all
+	@WIDEEP_BUILD='$(CURDIR)/$(B)' deploy/demo.sh
+
+# ---- packages ---------------------------------------------------------------------------------
+
+# Installs the Debian packages listed in the given files. The state is asked of dpkg once before and,
+# if something had to be installed, once after: apt-get's exit status alone does not tell. apt-get
+# update has no option to wait for another apt, hence the attempts.
+define install_packages
+@set -u; want=$$(sed 's/#.*//' $(1) | xargs -n1 | sort -u); \
+if ! command -v dpkg-query >/dev/null; then \
+	echo "No dpkg here; this needs the equivalents of these Debian packages:" $$want; exit 0; \
+fi; \
+missing() { \
+	comm -23 <(printf '%s\n' $$want) \
+		<(dpkg-query -W -f '$${db:Status-Status} $${Package}\n' $$want 2>/dev/null | sed -n 's/^installed //p' | sort -u); \
+}; \
+lack=$$(missing); \
+[ -n "$$lack" ] || exit 0; \
+root=; \
+if [ "$$(id -u)" != 0 ]; then \
+	if command -v sudo >/dev/null && sudo -n true 2>/dev/null; then root='sudo -n'; else \
+		echo "Packages are missing, run as root: apt-get install -y --no-install-recommends" $$lack >&2; exit 1; \
+	fi; \
+fi; \
+apt="$$root env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=500 -o Acquire::Retries=3"; \
+echo "Installing" $$lack; \
+for attempt in 1 2 3 4 5; do $$apt update </dev/null && break; sleep 5; done; \
+$$apt install -y --no-install-recommends $$lack </dev/null; \
+lack=$$(missing); \
+[ -z "$$lack" ] || { echo "Could not install:" $$lack >&2; exit 1; }
+endef
+
+.PHONY: deps deps-test deps-lint
+deps: ## Install the Debian packages the build and the demo need
+	$(call install_packages,tests/deps-build.txt)
+
+deps-test: ## Those the tests need too
+	$(call install_packages,tests/deps-build.txt tests/deps-test.txt)
+
+deps-lint: ## Those of make lint
+	$(call install_packages,tests/deps-build.txt tests/deps-lint.txt)
+
+# ---- style ------------------------------------------------------------------------------------
+
+.PHONY: lint lint-format lint-tidy lint-cppcheck lint-man format
+lint: deps-lint ## Formatting, clang-tidy, cppcheck, manual pages
+	@$(submake) -k --output-sync=target lint-format lint-tidy lint-cppcheck lint-man
+
+lint-format:
+	@$(if $(FORMATTED),$(CLANG_FORMAT) --dry-run --Werror $(FORMATTED))
+
+TIDY_CFLAGS = -std=gnu11 -D_GNU_SOURCE -Iinclude -Ishm-abi -Itests/unit -I$(B)/gen $(PKG_CFLAGS) $(CHECK_CFLAGS)
+TIDY_CXXFLAGS = -std=c++17 -D_GNU_SOURCE -Ishm-abi
+lint-tidy: $(B)/gen/version.h
+	@exec 2> >(grep -v ' warnings\? generated\.$$' >&2); status=0; \
+	$(if $(C_SRCS),printf '%s\n' $(C_SRCS) | xargs -P $(JOBS) -I{} $(CLANG_TIDY) --quiet {} -- $(TIDY_CFLAGS) || status=1;) \
+	$(if $(ABI_CC_SRCS),printf '%s\n' $(ABI_CC_SRCS) | xargs -P $(JOBS) -I{} $(CLANG_TIDY) --quiet {} -- $(TIDY_CXXFLAGS) \
+		|| status=1;) \
+	exit $$status
+
+# The check library's macros hide the control flow that cppcheck follows, so the unit tests stay out.
+# cppcheck reads no system headers: what the ABI header asks of the platform is given here.
+# On 64-bit Linux NULL is a pointer and all zero bits are 0.0, which the two suppressed checks doubt.
+CPPCHECK_PLATFORM := -D_GNU_SOURCE -D__x86_64__ -D__LP64__ -D__SIZEOF_POINTER__=8 -DMADV_WIPEONFORK=18 -DO_PATH=010000000 \
+	--suppress=varFuncNullUB --suppress=memsetClassFloat
+CPPCHECKED = $(filter-out tests/unit/%,$(C_SRCS)) $(ABI_CC_SRCS)
+lint-cppcheck: $(B)/gen/version.h
+	@$(if $(strip $(CPPCHECKED)),$(CPPCHECK) --quiet --std=c11 --std=c++17 --enable=warning$(comma)performance$(comma)portability \
+		--error-exitcode=1 --inline-suppr --suppress=missingIncludeSystem $(CPPCHECK_PLATFORM) -Iinclude -Ishm-abi \
+		-I$(B)/gen -j $(JOBS) $(CPPCHECKED))
+
+lint-man:
+	@$(if $(MAN_PAGES),$(MANDOC) -T lint -W warning $(MAN_PAGES))
+
+format: ## Format the sources in place
+	$(if $(FORMATTED),$(CLANG_FORMAT) -i $(FORMATTED))
+
+# ---- install ----------------------------------------------------------------------------------
+
+.PHONY: install uninstall
+install: all ## Install under PREFIX (default /usr/local), below DESTDIR if given
+	$(INSTALL) -d '$(DESTDIR)$(BINDIR)' '$(DESTDIR)$(LIBDIR)/pkgconfig' '$(DESTDIR)$(INCLUDEDIR)' '$(DESTDIR)$(DOCDIR)'
+	$(if $(strip $(PROGRAMS)),$(INSTALL) -m 755 $(PROGRAMS) '$(DESTDIR)$(BINDIR)')
+ifneq ($(SO_SRCS),)
+	$(INSTALL) -m 644 $(B)/$(SO_REAL) '$(DESTDIR)$(LIBDIR)'
+	ln -sfn $(SO_REAL) '$(DESTDIR)$(LIBDIR)/$(SO_NAME)'
+	ln -sfn $(SO_NAME) '$(DESTDIR)$(LIBDIR)/libwideep_shm.so'
+endif
+	$(if $(ABI_HEADER),$(INSTALL) -m 644 $(ABI_HEADER) '$(DESTDIR)$(INCLUDEDIR)')
+ifneq ($(wildcard shm-abi/wideep_shm.pc.in),)
+	sed -e 's|@PREFIX@|$(PREFIX)|g' -e 's|@VERSION@|$(VERSION)|g' shm-abi/wideep_shm.pc.in \
+		>'$(DESTDIR)$(LIBDIR)/pkgconfig/wideep_shm.pc'
+	chmod 644 '$(DESTDIR)$(LIBDIR)/pkgconfig/wideep_shm.pc'
+endif
+	$(foreach page,$(MAN_PAGES),$(INSTALL) -D -m 644 $(page) \
+		'$(DESTDIR)$(MANDIR)/man$(patsubst .%,%,$(suffix $(page)))/$(notdir $(page))' &&) :
+	$(INSTALL) -m 644 LICENSE '$(DESTDIR)$(DOCDIR)'
+
+uninstall: ## Remove what install put there
+	rm -f $(foreach name,wideep-exporter wideep-sim wideep-dump,'$(DESTDIR)$(BINDIR)/$(name)') \
+		$(foreach name,libwideep_shm.so $(SO_NAME) $(SO_REAL) pkgconfig/wideep_shm.pc,'$(DESTDIR)$(LIBDIR)/$(name)') \
+		$(foreach name,$(notdir $(ABI_HEADER)),'$(DESTDIR)$(INCLUDEDIR)/$(name)') \
+		$(foreach page,$(MAN_PAGES),'$(DESTDIR)$(MANDIR)/man$(patsubst .%,%,$(suffix $(page)))/$(notdir $(page))') \
+		'$(DESTDIR)$(DOCDIR)/LICENSE'
+	-rmdir '$(DESTDIR)$(DOCDIR)'
+
+# ---- the rest ---------------------------------------------------------------------------------
+
+.PHONY: clean help
+clean: ## Remove build/
+	rm -rf build
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z][a-z -]*:.*## / { printf "  %-16s %s\n", $$1, $$2 }' Makefile

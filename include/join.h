@@ -1,0 +1,98 @@
+/*
+ * join: adds up what the ranks of a group routed, pass by pass.
+ *
+ * A rank knows only the tokens that it routed itself. The load of an EP rank in a pass is the sum over all ranks of what
+ * they sent to it, and the pass costs what its slowest EP rank costs. So the partial sums of one pass must be joined before
+ * a maximum is taken, and the maximum taken before passes are added up.
+ *
+ *     rank 0 ring ─┐                        ┌───────────────────────┐
+ *     rank 1 ring ─┼─ join_supply() ──────► │ open passes, by number │ ── join_emit() ──► complete: figures per layer
+ *     rank 2 ring ─┘ adds into its pass     └───────────────────────┘                └─► incomplete: counted by cause
+ *
+ * Passes are emitted strictly in order. The lowest open pass is decided when every member that must supply it has, or
+ * cannot any more:
+ *
+ *   supplied                                           nothing to wait for
+ *   not attached when it ran (segment is younger)      not asked
+ *   attached, its first readable pass is later         the pass is discarded without a trace: we came too late for it
+ *   stands at a later pass                             incomplete: lost (after an overrun) or skipped
+ *   died before it supplied                            incomplete: dead
+ *   otherwise                                          wait, until the group's newest record is 1 s younger than the pass
+ *                                                      or JOIN_OPEN_MAX passes are open: incomplete: late
+ *
+ * Two steps in one pass make it incomplete: step_mismatch. A record flagged REDUCED stands for its layer: of several, the
+ * lowest EP rank's alone; members that never recorded anything are not waited for where all layers are reduced. Nothing
+ * depends on the order in which rings are drained, because emission comes after all of them, and time is the records'.
+ *
+ * Memory is one row of sums per open pass and layer, whatever the number of ranks.
+ *
+ * A new run: pass numbers begin anew when the group is initialised anew. When a pass arrives that is not above the
+ * newest closed one, from a member that supplied nothing to this run, and no live member has supplied anything to it
+ * either, all of them belong to a new run, and the join starts over.
+ *
+ * Collector thread only.
+ */
+#ifndef WIDEEP_JOIN_H
+#define WIDEEP_JOIN_H
+
+#include "ring.h"
+
+#define JOIN_OPEN_MAX 256
+#define JOIN_LATE_NS 1000000000u
+#define JOIN_GAPS 4
+
+enum join_cause { JOIN_DEAD, JOIN_SKIPPED, JOIN_LOST, JOIN_LATE, JOIN_STEP_MISMATCH, JOIN_CAUSES };
+
+/* A rank's part in a join; one per segment and model, owned by the caller. */
+struct join_member {
+    uint32_t ep_rank;
+    bool live;
+    uint64_t start_ns; /* of its segment, CLOCK_BOOTTIME */
+    uint64_t died_ns;  /* 0 while live */
+    uint64_t first;    /* first pass it supplied to this run, UINT64_MAX: none */
+    uint64_t newest;   /* newest pass it supplied + 1 */
+    bool ever;         /* its segment has supplied something, to this run or another */
+    struct {
+        uint64_t from, to; /* passes [from, to) that it could not supply because records were lost */
+    } gaps[JOIN_GAPS];
+    unsigned next_gap;
+};
+
+struct join;
+
+/* Figures of one complete pass and layer, tokens per EP rank. */
+struct join_layer {
+    bool present;
+    bool reduced;    /* of the whole group, by the engine; else the sum of the ranks seen here */
+    uint64_t tokens; /* partial: sum over all EP ranks */
+    uint64_t max;    /* partial: of the most loaded EP rank */
+    double reduced_avg, reduced_max;
+};
+
+struct join_sink {
+    /* A complete pass; `layer` has the model's number of layers. */
+    void (*complete)(void *context, uint64_t time_ns, const struct join_layer *layer);
+    void (*incomplete)(void *context, enum join_cause cause);
+    void *context;
+};
+
+/* layers 1 … 512, ep_size 1 … 1024. Returns 0 or -ENOMEM. */
+int join_new(struct join **ret, uint32_t layers, uint32_t ep_size);
+void join_free(struct join *join);
+
+/* May `pass` be supplied without more than JOIN_OPEN_MAX open? */
+bool join_ready(const struct join *join, uint64_t pass);
+
+/* Adds a member's pass. Returns false when it was too late: the pass is closed, or the member went backwards. */
+bool join_supply(struct join *join, struct join_member *const *members, uint32_t count, struct join_member *member,
+                 const struct ring_pass *pass);
+
+/* Emits what can be decided. `blocked`: a ring could not be drained because join_ready() refused, so the oldest open pass
+ * has to go. Returns how many passes it closed. */
+uint32_t join_emit(struct join *join, struct join_member *const *members, uint32_t count, bool blocked,
+                   const struct join_sink *sink);
+
+/* Number of passes waiting; `ret_oldest_ns` (may be NULL) gets the time of the lowest. */
+uint32_t join_open(const struct join *join, uint64_t *ret_oldest_ns);
+
+#endif

@@ -1,0 +1,31 @@
+/*
+ * text: UTF-8 repair and number formatting. Pure functions, any thread, no allocation, independent of the locale.
+ */
+#ifndef WIDEEP_TEXT_H
+#define WIDEEP_TEXT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Room for any 64-bit number in any of the forms below, with its NUL. */
+#define TEXT_NUMBER_MAX 40
+
+/* Copies `length` bytes as valid UTF-8 without NUL: each maximal ill-formed subpart (as Unicode 3.9 and Python's
+ * errors='replace' have it) and each NUL becomes U+FFFD. `size` must be at least 3 × length + 1. Returns the length. */
+size_t text_repair(char *ret, size_t size, const char *bytes, size_t length);
+
+/* Decimal digits of a number; returns how many characters were written, no NUL. */
+size_t text_u64(char *ret, uint64_t value);
+
+/* Nanoseconds as seconds, exactly: 1234567890 gives 1.23456789. Returns the length, no NUL. */
+size_t text_seconds(char *ret, uint64_t ns);
+
+/* The shortest decimal that reads back as the same double; +Inf, -Inf, NaN as Prometheus writes them. Returns the
+ * length, no NUL. */
+size_t text_double(char *ret, double value);
+
+/* Escapes a label value as both exposition formats do: backslash, newline, double quote. `size` must be at least
+ * 2 × length + 1. Returns the length. */
+size_t text_escape_label(char *ret, size_t size, const char *text, size_t length);
+
+#endif

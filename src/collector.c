@@ -1,0 +1,186 @@
+#include "collector.h"
+
+#include "http.h"
+#include "log.h"
+#include "process.h"
+#include "snapshot.h"
+
+#include <pthread.h>
+
+struct collector {
+    struct collector_config config;
+    struct segment_set *set;
+    struct aggregate *aggregate;
+    struct layout *layout;
+    uint64_t layout_generation;
+    struct self_stats self;
+    uint64_t debug_until_ns; /* CLOCK_BOOTTIME; 0: per-expert series are off */
+    pthread_t thread;
+    pthread_mutex_t lock; /* guards stop */
+    pthread_cond_t wake;
+    bool stop;
+};
+
+static void gather_self(struct collector *collector)
+{
+    struct self_stats *self = &collector->self;
+    struct http_stats http;
+    struct process_stats process;
+
+    http_stats(&http);
+    process_stats(&process);
+    snapshot_render_durations(&self->render);
+    uint64_t realtime_ms = wideep_i_clock_ns(CLOCK_REALTIME) / 1000000;
+    self->snapshot_unix_ms = realtime_ms;
+    self->realtime_offset_ms = (int64_t)realtime_ms - (int64_t)(wideep_i_clock_ns(CLOCK_BOOTTIME) / 1000000);
+    memcpy(self->http_requests, http.requests, sizeof self->http_requests);
+    self->http_in_flight = http.in_flight;
+    self->cpu_ns = process.cpu_ns;
+    self->resident_bytes = process.resident_bytes;
+    self->virtual_bytes = process.virtual_bytes;
+    self->virtual_max_bytes = process.virtual_max_bytes;
+    self->open_fds = process.open_fds;
+    self->max_fds = process.max_fds;
+    self->start_time_seconds = process.start_time_seconds;
+}
+
+static int renew_layout(struct collector *collector, const struct family_sources *sources)
+{
+    struct layout *layout;
+
+    if (collector->layout && collector->layout_generation == collector->aggregate->generation)
+        return 0;
+    int error = layout_new(&layout, sources, collector->config.series_limit, !collector->config.segments.instance);
+    if (error)
+        return error;
+    if (layout_dropped(layout) > 0 && collector->self.series_dropped != layout_dropped(layout))
+        log_warn("too many series, the rest is not served", "advice", "raise --limit.series", NULL);
+    layout_unref(collector->layout);
+    collector->layout = layout;
+    collector->layout_generation = collector->aggregate->generation;
+    collector->self.series_dropped = layout_dropped(layout);
+    return 0;
+}
+
+static int publish(struct collector *collector, uint64_t now_ns)
+{
+    const struct family_sources sources = {collector->aggregate, &collector->self};
+
+    gather_self(collector);
+    int error = renew_layout(collector, &sources);
+    if (error)
+        return error;
+    struct value *values = malloc(layout_series(collector->layout) * sizeof *values);
+    struct snapshot *snapshot = values ? snapshot_new(layout_ref(collector->layout), values, now_ns) : NULL;
+    if (!snapshot) {
+        if (values)
+            layout_unref(collector->layout);
+        free(values);
+        return -ENOMEM;
+    }
+    layout_read_values(collector->layout, &sources, values);
+    snapshot_publish(snapshot);
+    return 0;
+}
+
+static void collect(struct collector *collector)
+{
+    uint64_t begin_ns = wideep_i_clock_ns(CLOCK_MONOTONIC), now_ns = wideep_i_clock_ns(CLOCK_BOOTTIME);
+
+    if (collector->debug_until_ns != 0 && now_ns >= collector->debug_until_ns) {
+        collector->debug_until_ns = 0;
+        log_info("per-expert series ended", NULL, NULL);
+    }
+    segment_set_scan(collector->set, now_ns);
+    int error = aggregate_collect(collector->aggregate, collector->debug_until_ns != 0, now_ns);
+    int failed = publish(collector, now_ns);
+    self_duration_observe(&collector->self.collect, wideep_i_clock_ns(CLOCK_MONOTONIC) - begin_ns);
+    if (error || failed)
+        log_error("a collection is incomplete", "error", strerror(error ? -error : -failed), NULL);
+}
+
+static void *collector_main(void *argument)
+{
+    struct collector *collector = argument;
+    struct timespec next;
+
+    (void)clock_gettime(CLOCK_MONOTONIC, &next);
+    (void)pthread_mutex_lock(&collector->lock);
+    while (!collector->stop) {
+        struct timespec now;
+        uint64_t next_ns = (uint64_t)next.tv_nsec + collector->config.interval_ns;
+        next.tv_sec += (time_t)(next_ns / 1000000000u);
+        next.tv_nsec = (long)(next_ns % 1000000000u);
+        (void)clock_gettime(CLOCK_MONOTONIC, &now);
+        /* After a suspension, go on from now rather than catch up. */
+        if (now.tv_sec > next.tv_sec)
+            next = now;
+        while (!collector->stop && pthread_cond_timedwait(&collector->wake, &collector->lock, &next) != ETIMEDOUT)
+            ;
+        if (collector->stop)
+            break;
+        (void)pthread_mutex_unlock(&collector->lock);
+        collect(collector);
+        (void)pthread_mutex_lock(&collector->lock);
+    }
+    (void)pthread_mutex_unlock(&collector->lock);
+    return NULL;
+}
+
+static void collector_free(struct collector *collector)
+{
+    aggregate_free(collector->aggregate);
+    segment_set_free(collector->set);
+    layout_unref(collector->layout);
+    (void)pthread_cond_destroy(&collector->wake);
+    (void)pthread_mutex_destroy(&collector->lock);
+    free(collector);
+}
+
+int collector_start(struct collector **ret, const struct collector_config *config)
+{
+    pthread_condattr_t attributes;
+    uint64_t now_ns = wideep_i_clock_ns(CLOCK_BOOTTIME);
+    struct collector *collector = calloc(1, sizeof *collector);
+
+    if (!collector)
+        return -ENOMEM;
+    collector->config = *config;
+    collector->self.version = config->version;
+    collector->self.commit = config->commit;
+    collector->debug_until_ns = config->debug_ns != 0 ? now_ns + config->debug_ns : 0;
+    (void)pthread_mutex_init(&collector->lock, NULL);
+    (void)pthread_condattr_init(&attributes);
+    (void)pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    (void)pthread_cond_init(&collector->wake, &attributes);
+    (void)pthread_condattr_destroy(&attributes);
+    int error = segment_guard_install();
+    if (!error)
+        error = segment_set_new(&collector->set, &config->segments, now_ns);
+    if (!error)
+        error = aggregate_new(&collector->aggregate, &config->aggregate, collector->set);
+    if (!error) {
+        collect(collector);
+        error = -pthread_create(&collector->thread, NULL, collector_main, collector);
+    }
+    if (error) {
+        snapshot_publish(NULL);
+        collector_free(collector);
+        return error;
+    }
+    *ret = collector;
+    return 0;
+}
+
+void collector_stop(struct collector *collector)
+{
+    if (!collector)
+        return;
+    (void)pthread_mutex_lock(&collector->lock);
+    collector->stop = true;
+    (void)pthread_cond_signal(&collector->wake);
+    (void)pthread_mutex_unlock(&collector->lock);
+    (void)pthread_join(collector->thread, NULL);
+    snapshot_publish(NULL);
+    collector_free(collector);
+}

@@ -1,0 +1,386 @@
+#include "group.h"
+
+#include <assert.h>
+
+const double group_balancedness_bounds[GROUP_BALANCEDNESS_BUCKETS - 1] = {0.1, 0.2, 0.3, 0.4,  0.5, 0.6,
+                                                                          0.7, 0.8, 0.9, 0.95, 1};
+
+int group_new(struct group **ret, const struct segment *segment, uint32_t model, uint64_t window_ns)
+{
+    const struct wideep_identity *id = &segment->view.identity;
+    struct group *group = calloc(1, sizeof *group);
+
+    if (!group)
+        return -ENOMEM;
+    memcpy(group->instance, id->instance, sizeof group->instance);
+    memcpy(group->model, segment->model[model], sizeof group->model);
+    group->id = id->group;
+    group->layers = id->models[model].layers;
+    group->experts = id->models[model].logical_experts;
+    group->ep_size = id->ep_size;
+    group->label = id->engine;
+    group->slice_ns = window_ns / GROUP_SLICES;
+    group->layer = calloc(group->layers, sizeof *group->layer);
+    group->slice = calloc((size_t)GROUP_SLICES * group->layers, sizeof *group->slice);
+    group->window = calloc(group->layers, sizeof *group->window);
+    if (!group->layer || !group->slice || !group->window || join_new(&group->join, group->layers, group->ep_size) != 0) {
+        group_free(group);
+        return -ENOMEM;
+    }
+    *ret = group;
+    return 0;
+}
+
+static void drop_checkpoints(struct member *member)
+{
+    for (uint32_t i = 0; i < member->checkpoints; i++)
+        free(member->checkpoint[i].tokens);
+    member->checkpoints = 0;
+}
+
+static void member_free(struct member *member)
+{
+    drop_checkpoints(member);
+    free(member);
+}
+
+void group_free(struct group *group)
+{
+    if (!group)
+        return;
+    for (uint32_t i = 0; i < group->member_count; i++) {
+        if (group->members[i]->segment)
+            group->members[i]->segment->members[group->members[i]->model] = NULL;
+        member_free(group->members[i]);
+    }
+    join_free(group->join);
+    free(group->members);
+    free(group->join_members);
+    free(group->layer);
+    free(group->slice);
+    free(group->window);
+    free(group->base);
+    free(group->expert_tokens);
+    free(group);
+}
+
+bool group_matches(const struct group *group, const struct segment *segment, uint32_t model)
+{
+    const struct wideep_identity *id = &segment->view.identity;
+
+    return group->id == id->group && group->layers == id->models[model].layers &&
+           group->experts == id->models[model].logical_experts && group->ep_size == id->ep_size &&
+           strcmp(group->instance, id->instance) == 0 && strcmp(group->model, segment->model[model]) == 0;
+}
+
+int group_join(struct group *group, struct segment *segment, uint32_t model)
+{
+    const struct wideep_identity *id = &segment->view.identity;
+
+    if (group->member_count == group->member_capacity) {
+        uint32_t capacity = group->member_capacity ? 2 * group->member_capacity : 8;
+        void *members = realloc(group->members, capacity * sizeof *group->members);
+        if (members)
+            group->members = members;
+        void *join_members = realloc(group->join_members, capacity * sizeof *group->join_members);
+        if (join_members)
+            group->join_members = join_members;
+        if (!members || !join_members)
+            return -ENOMEM;
+        group->member_capacity = capacity;
+    }
+    struct member *member = calloc(1, sizeof *member);
+    if (!member)
+        return -ENOMEM;
+    member->join.ep_rank = id->rank;
+    member->join.start_ns = id->start_boottime_ns;
+    member->join.first = UINT64_MAX;
+    member->segment = segment;
+    member->model = model;
+    member->group = group;
+    member->joins = !(id->flags & WIDEEP_LOADS_REPLICATED) || id->tp_rank == 0;
+    group->members[group->member_count++] = member;
+    segment->members[model] = member;
+    return 0;
+}
+
+/* ---- sums over ranks ---------------------------------------------------------------------------------------- */
+
+static const uint64_t *member_plane(const struct member *member, bool experts)
+{
+    const struct wideep_view *view = &member->segment->view;
+    return (experts ? view->expert_tokens : view->rank_tokens) +
+           wideep_plane_offset(&view->identity, member->model, experts);
+}
+
+static uint64_t plane_sum(const struct group *group, size_t at)
+{
+    uint64_t sum = 0;
+
+    for (uint32_t i = 0; i < group->member_count; i++)
+        if (group->members[i]->counted)
+            sum += wideep_load(member_plane(group->members[i], false) + at);
+    return sum;
+}
+
+uint64_t group_rank_tokens(const struct group *group, uint32_t layer, uint32_t ep_rank)
+{
+    size_t at = (size_t)layer * group->ep_size + ep_rank;
+    uint64_t sum = plane_sum(group, at), base = group->base ? group->base[at] : 0;
+
+    return sum > base ? sum - base : 0;
+}
+
+static bool reserve_base(struct group *group)
+{
+    if (!group->base)
+        group->base = calloc((size_t)group->layers * group->ep_size, sizeof *group->base);
+    return group->base != NULL;
+}
+
+void group_count_member(struct member *member, bool counted, bool whole)
+{
+    struct group *group = member->group;
+    size_t words = (size_t)group->layers * group->ep_size;
+
+    if (member->counted == counted)
+        return;
+    member->counted = counted;
+    if (counted && !whole && reserve_base(group)) {
+        for (size_t i = 0; i < words; i++)
+            group->base[i] += wideep_load(member_plane(member, false) + i);
+    } else if (!counted && reserve_base(group)) {
+        for (size_t i = 0; i < words; i++)
+            group->base[i] = plane_sum(group, i);
+    }
+}
+
+void group_leave(struct member *member, uint64_t now_ns, bool stays)
+{
+    if (stays)
+        member->counted = false; /* the successor's planes hold all that this one's did */
+    else
+        group_count_member(member, false, false);
+    if (member->join.live) {
+        member->join.live = false;
+        member->join.died_ns = now_ns;
+    }
+    drop_checkpoints(member);
+    member->segment->members[member->model] = NULL;
+    member->segment = NULL;
+}
+
+/* ---- joined passes ------------------------------------------------------------------------------------------ */
+
+bool group_supply(struct member *member, const struct ring_pass *pass)
+{
+    struct group *group = member->group;
+    uint32_t joining = 0;
+
+    for (uint32_t i = 0; i < group->member_count; i++)
+        if (group->members[i]->joins)
+            group->join_members[joining++] = &group->members[i]->join;
+    return join_supply(group->join, group->join_members, joining, &member->join, pass);
+}
+
+static struct group_slice_layer *slice_at(struct group *group, uint64_t time_ns)
+{
+    uint64_t index = time_ns / group->slice_ns + 1; /* 0 means empty */
+    size_t at = index % GROUP_SLICES;
+
+    if (index + GROUP_SLICES <= group->newest_slice)
+        return NULL;
+    if (group->slice_index[at] != index) {
+        memset(group->slice + at * group->layers, 0, group->layers * sizeof *group->slice);
+        group->slice_index[at] = index;
+    }
+    group->newest_slice = index > group->newest_slice ? index : group->newest_slice;
+    return group->slice + at * group->layers;
+}
+
+static unsigned balancedness_bucket(double balancedness)
+{
+    unsigned i = 0;
+
+    while (i < GROUP_BALANCEDNESS_BUCKETS - 1 && balancedness > group_balancedness_bounds[i])
+        i++;
+    return i;
+}
+
+static void on_complete(void *context, uint64_t time_ns, const struct join_layer *figures)
+{
+    struct group *group = context;
+    struct group_slice_layer *slice = slice_at(group, time_ns);
+    /* Ranks elsewhere route as much as those here: a sample of the group's tokens, scaled up. */
+    double scale = group->seen > 0 && group->seen < group->ep_size ? (double)group->ep_size / group->seen : 1;
+
+    for (uint32_t l = 0; l < group->layers; l++) {
+        const struct join_layer *f = &figures[l];
+        struct group_layer *total = &group->layer[l];
+        double avg, max, balancedness;
+        if (!f->present)
+            continue;
+        total->passes++;
+        if (f->reduced) {
+            avg = f->reduced_avg;
+            max = f->reduced_max;
+            balancedness = avg / max;
+            total->reduced_avg += avg;
+            total->reduced_max += max;
+        } else {
+            avg = (double)f->tokens / group->ep_size * scale;
+            max = (double)f->max * scale;
+            balancedness = (double)f->tokens / ((double)group->ep_size * (double)f->max);
+            total->tokens += f->tokens;
+            total->max += f->max;
+        }
+        if (max > 0) {
+            group->balancedness_bucket[balancedness_bucket(balancedness)]++;
+            group->balancedness_sum += balancedness;
+        }
+        if (slice) {
+            slice[l].passes++;
+            slice[l].avg += avg;
+            slice[l].max += max;
+        }
+    }
+}
+
+static void on_incomplete(void *context, enum join_cause cause)
+{
+    struct group *group = context;
+    group->incomplete[cause]++;
+}
+
+uint32_t group_emit(struct group *group, bool force)
+{
+    const struct join_sink sink = {on_complete, on_incomplete, group};
+    uint32_t joining = 0;
+
+    for (uint32_t i = 0; i < group->member_count; i++)
+        if (group->members[i]->joins)
+            group->join_members[joining++] = &group->members[i]->join;
+    return join_emit(group->join, group->join_members, joining, force, &sink);
+}
+
+void group_settle(struct group *group)
+{
+    uint64_t oldest_ns = UINT64_MAX;
+
+    (void)join_open(group->join, &oldest_ns);
+    for (uint32_t i = 0; i < group->member_count;) {
+        struct member *member = group->members[i];
+        if (member->segment || member->join.died_ns >= oldest_ns) {
+            i++;
+            continue;
+        }
+        member_free(member);
+        group->members[i] = group->members[--group->member_count];
+    }
+    memset(group->window, 0, group->layers * sizeof *group->window);
+    for (size_t s = 0; s < GROUP_SLICES; s++) {
+        if (group->slice_index[s] == 0 || group->slice_index[s] + GROUP_SLICES <= group->newest_slice)
+            continue;
+        for (uint32_t l = 0; l < group->layers; l++) {
+            const struct group_slice_layer *from = &group->slice[s * group->layers + l];
+            group->window[l].passes += from->passes;
+            group->window[l].avg += from->avg;
+            group->window[l].max += from->max;
+        }
+    }
+}
+
+/* ---- per-expert loads --------------------------------------------------------------------------------------- */
+
+/* Copies a plane that belongs to one recorded pass: the count is the same before and after. A writer that never holds still
+ * costs one pass of inexactness, not a wait. */
+static uint64_t copy_expert_plane(const struct member *member, uint64_t *ret, size_t words)
+{
+    const uint64_t *plane = member_plane(member, true);
+    const uint64_t *recorded = &member->segment->view.totals->models[member->model].recorded_passes;
+    uint64_t passes = 0;
+
+    for (int attempt = 0; attempt < 4; attempt++) {
+        passes = wideep_load_acquire(recorded);
+        for (size_t i = 0; i < words; i++)
+            ret[i] = __atomic_load_n(plane + i, WIDEEP_PAYLOAD_LOAD);
+        WIDEEP_FENCE_ACQUIRE();
+        if (wideep_load(recorded) == passes)
+            break;
+    }
+    return passes;
+}
+
+/* Adds a checkpoint when the newest is a quarter of the window old, and drops those that the window has left. Takes
+ * `tokens` over when it returns true. */
+static bool keep_checkpoint(struct member *member, uint64_t *tokens, uint64_t passes, uint64_t time_ns, uint64_t window_ns)
+{
+    while (member->checkpoints > 1 && time_ns - member->checkpoint[0].time_ns > window_ns) {
+        free(member->checkpoint[0].tokens);
+        memmove(member->checkpoint, member->checkpoint + 1, --member->checkpoints * sizeof *member->checkpoint);
+    }
+    if (member->checkpoints == GROUP_CHECKPOINTS ||
+        (member->checkpoints > 0 &&
+         time_ns - member->checkpoint[member->checkpoints - 1].time_ns < window_ns / (GROUP_CHECKPOINTS - 1)))
+        return false;
+    member->checkpoint[member->checkpoints].tokens = tokens;
+    member->checkpoint[member->checkpoints].passes = passes;
+    member->checkpoint[member->checkpoints++].time_ns = time_ns;
+    return true;
+}
+
+static void forget_experts(struct group *group)
+{
+    for (uint32_t i = 0; i < group->member_count; i++)
+        drop_checkpoints(group->members[i]);
+    free(group->expert_tokens);
+    group->expert_tokens = NULL;
+}
+
+int group_experts(struct group *group, bool wanted, uint64_t window_ns)
+{
+    size_t words = (size_t)group->layers * group->experts;
+    bool moved = false;
+
+    if (!wanted) {
+        forget_experts(group);
+        return 0;
+    }
+    double *loads = calloc(words, sizeof *loads);
+    uint64_t *tokens = malloc(words * sizeof *tokens);
+    int error = loads && tokens ? 0 : -ENOMEM;
+    for (uint32_t i = 0; !error && i < group->member_count; i++) {
+        struct member *member = group->members[i];
+        if (!member->segment || !member->joins || !member->join.live)
+            continue;
+        uint64_t time_ns = wideep_load(&member->segment->view.live->models[member->model].recorded_time_ns);
+        uint64_t passes = copy_expert_plane(member, tokens, words);
+        /* The oldest checkpoint within the window of the newest recorded pass, whenever that was. */
+        uint32_t from = 0;
+        while (from + 1 < member->checkpoints && time_ns - member->checkpoint[from].time_ns > window_ns)
+            from++;
+        if (member->checkpoints > 0 && passes > member->checkpoint[from].passes) {
+            double per_pass = 1.0 / (double)(passes - member->checkpoint[from].passes);
+            const uint64_t *before = member->checkpoint[from].tokens;
+            moved = true;
+            for (size_t w = 0; w < words; w++)
+                loads[w] += (double)(tokens[w] - before[w]) * per_pass;
+        }
+        if (keep_checkpoint(member, tokens, passes, time_ns, window_ns)) {
+            tokens = malloc(words * sizeof *tokens);
+            error = tokens ? 0 : -ENOMEM;
+        }
+    }
+    free(tokens);
+    if (error || !moved) {
+        /* No pass was recorded in between: the last figures stand. */
+        free(loads);
+        return error;
+    }
+    double scale = group->seen > 0 && group->seen < group->ep_size ? (double)group->ep_size / group->seen : 1;
+    for (size_t w = 0; w < words; w++)
+        loads[w] *= scale;
+    free(group->expert_tokens);
+    group->expert_tokens = loads;
+    return 0;
+}

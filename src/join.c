@@ -1,0 +1,336 @@
+#include "join.h"
+
+#include <assert.h>
+
+#define POOL_MAX 32
+
+struct open_pass {
+    uint64_t pass;
+    uint64_t time_ns; /* newest of its records */
+    uint32_t step;
+    bool step_mismatch;
+    bool partial;                                /* somebody supplied partial sums, which cover all layers */
+    uint32_t reduced_layers;                     /* layers that a REDUCED record stands for */
+    uint64_t supplied[WIDEEP_MAX_EP_SIZE / 64];  /* bit per EP rank */
+    uint32_t *reduced_by;                        /* [layers]: 1 + lowest EP rank that reduced it, 0: none */
+    double *reduced_avg, *reduced_max;           /* [layers] */
+    uint64_t *sums;                              /* [layers][ep_size] */
+};
+
+struct join {
+    uint32_t layers, ep_size;
+    uint32_t open_count, pool_count;
+    struct open_pass *open[JOIN_OPEN_MAX]; /* ascending */
+    struct open_pass *pool[POOL_MAX];
+    uint64_t closed; /* passes below it are closed */
+    uint64_t newest_ns;
+    struct join_layer *figures; /* [layers] */
+};
+
+static void open_pass_free(struct open_pass *pass)
+{
+    if (!pass)
+        return;
+    free(pass->reduced_by);
+    free(pass->reduced_avg);
+    free(pass->sums);
+    free(pass);
+}
+
+static struct open_pass *open_pass_new(const struct join *join)
+{
+    struct open_pass *pass = calloc(1, sizeof *pass);
+
+    if (!pass)
+        return NULL;
+    pass->reduced_by = calloc(join->layers, sizeof *pass->reduced_by);
+    pass->reduced_avg = calloc((size_t)join->layers * 2, sizeof *pass->reduced_avg);
+    pass->sums = calloc((size_t)join->layers * join->ep_size, sizeof *pass->sums);
+    if (!pass->reduced_by || !pass->reduced_avg || !pass->sums) {
+        open_pass_free(pass);
+        return NULL;
+    }
+    pass->reduced_max = pass->reduced_avg + join->layers;
+    return pass;
+}
+
+int join_new(struct join **ret, uint32_t layers, uint32_t ep_size)
+{
+    assert(layers >= 1 && layers <= WIDEEP_MAX_LAYERS && ep_size >= 1 && ep_size <= WIDEEP_MAX_EP_SIZE);
+    struct join *join = calloc(1, sizeof *join);
+    if (!join)
+        return -ENOMEM;
+    join->layers = layers;
+    join->ep_size = ep_size;
+    join->figures = calloc(layers, sizeof *join->figures);
+    if (!join->figures) {
+        free(join);
+        return -ENOMEM;
+    }
+    *ret = join;
+    return 0;
+}
+
+void join_free(struct join *join)
+{
+    if (!join)
+        return;
+    for (uint32_t i = 0; i < join->open_count; i++)
+        open_pass_free(join->open[i]);
+    for (uint32_t i = 0; i < join->pool_count; i++)
+        open_pass_free(join->pool[i]);
+    free(join->figures);
+    free(join);
+}
+
+uint32_t join_open(const struct join *join, uint64_t *ret_oldest_ns)
+{
+    if (ret_oldest_ns && join->open_count > 0)
+        *ret_oldest_ns = join->open[0]->time_ns;
+    return join->open_count;
+}
+
+/* Index of the first open pass that is not below `pass`. */
+static uint32_t find_open(const struct join *join, uint64_t pass)
+{
+    uint32_t low = 0, high = join->open_count;
+
+    while (low < high) {
+        uint32_t middle = (low + high) / 2;
+        if (join->open[middle]->pass < pass)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+static bool is_open(const struct join *join, uint64_t pass)
+{
+    uint32_t at = find_open(join, pass);
+    return at < join->open_count && join->open[at]->pass == pass;
+}
+
+bool join_ready(const struct join *join, uint64_t pass)
+{
+    return join->open_count < JOIN_OPEN_MAX || pass < join->closed || is_open(join, pass);
+}
+
+static void recycle(struct join *join, struct open_pass *pass)
+{
+    if (join->pool_count < POOL_MAX)
+        join->pool[join->pool_count++] = pass;
+    else
+        open_pass_free(pass);
+}
+
+static void remove_lowest(struct join *join)
+{
+    recycle(join, join->open[0]);
+    memmove(join->open, join->open + 1, --join->open_count * sizeof *join->open);
+}
+
+static struct open_pass *open_pass_get(struct join *join, uint64_t number)
+{
+    uint32_t at = find_open(join, number);
+
+    if (at < join->open_count && join->open[at]->pass == number)
+        return join->open[at];
+    assert(join->open_count < JOIN_OPEN_MAX);
+    struct open_pass *pass = join->pool_count > 0 ? join->pool[--join->pool_count] : open_pass_new(join);
+    if (!pass)
+        return NULL;
+    pass->pass = number;
+    pass->time_ns = 0;
+    pass->step = WIDEEP_STEP_UNKNOWN;
+    pass->step_mismatch = pass->partial = false;
+    pass->reduced_layers = 0;
+    memset(pass->supplied, 0, sizeof pass->supplied);
+    memset(pass->reduced_by, 0, join->layers * sizeof *pass->reduced_by);
+    memset(pass->sums, 0, (size_t)join->layers * join->ep_size * sizeof *pass->sums);
+    memmove(join->open + at + 1, join->open + at, (join->open_count - at) * sizeof *join->open);
+    join->open[at] = pass;
+    join->open_count++;
+    return pass;
+}
+
+static bool has_supplied(const struct open_pass *pass, const struct join_member *member)
+{
+    return pass->supplied[member->ep_rank / 64] >> member->ep_rank % 64 & 1;
+}
+
+static void start_over(struct join *join, struct join_member *const *members, uint32_t count)
+{
+    while (join->open_count > 0)
+        recycle(join, join->open[--join->open_count]);
+    join->closed = 0;
+    join->newest_ns = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        members[i]->first = UINT64_MAX;
+        members[i]->newest = 0;
+        members[i]->next_gap = 0;
+        memset(members[i]->gaps, 0, sizeof members[i]->gaps);
+        /* Who is dead has no part in the new run. */
+        if (!members[i]->live)
+            members[i]->died_ns = members[i]->start_ns;
+    }
+}
+
+static bool is_new_run(struct join_member *const *members, uint32_t count, const struct join_member *member)
+{
+    if (member->first != UINT64_MAX)
+        return false;
+    for (uint32_t i = 0; i < count; i++)
+        if (members[i]->live && members[i]->first != UINT64_MAX)
+            return false;
+    return true;
+}
+
+static void add_partial(const struct join *join, struct open_pass *open, const struct ring_pass *pass)
+{
+    for (uint32_t i = 0; i < pass->records; i++) {
+        uint64_t *sums = open->sums + (size_t)pass->record[i].layer * join->ep_size;
+        const uint32_t *tokens = pass->rank_tokens + (size_t)i * join->ep_size;
+        for (uint32_t rank = 0; rank < join->ep_size; rank++)
+            sums[rank] += tokens[rank];
+    }
+    open->partial = true;
+}
+
+static void add_reduced(struct open_pass *open, const struct join_member *member, const struct wideep_eplb_record *record)
+{
+    uint32_t layer = record->layer;
+
+    if (open->reduced_by[layer] != 0 && open->reduced_by[layer] <= member->ep_rank + 1)
+        return;
+    open->reduced_layers += open->reduced_by[layer] == 0;
+    open->reduced_by[layer] = member->ep_rank + 1;
+    open->reduced_avg[layer] = record->avg_tokens_per_rank;
+    open->reduced_max[layer] = record->max_tokens_per_rank;
+}
+
+bool join_supply(struct join *join, struct join_member *const *members, uint32_t count, struct join_member *member,
+                 const struct ring_pass *pass)
+{
+    if (pass->pass < join->closed && is_new_run(members, count, member))
+        start_over(join, members, count);
+    if (member->first != UINT64_MAX && pass->pass < member->newest)
+        return false;
+    struct open_pass *open = pass->pass >= join->closed ? open_pass_get(join, pass->pass) : NULL;
+    if (pass->after_loss && member->first != UINT64_MAX && pass->pass > member->newest) {
+        member->gaps[member->next_gap % JOIN_GAPS].from = member->newest;
+        member->gaps[member->next_gap++ % JOIN_GAPS].to = pass->pass;
+    }
+    if (member->first == UINT64_MAX)
+        member->first = pass->pass;
+    member->newest = pass->pass + 1;
+    member->ever = true;
+    join->newest_ns = pass->time_ns > join->newest_ns ? pass->time_ns : join->newest_ns;
+    if (!open)
+        return false;
+
+    open->supplied[member->ep_rank / 64] |= (uint64_t)1 << member->ep_rank % 64;
+    open->time_ns = pass->time_ns > open->time_ns ? pass->time_ns : open->time_ns;
+    if (open->step == WIDEEP_STEP_UNKNOWN)
+        open->step = pass->step;
+    else if (pass->step != WIDEEP_STEP_UNKNOWN && pass->step != open->step)
+        open->step_mismatch = true;
+    if (pass->record[0].flags & WIDEEP_PARTIAL)
+        add_partial(join, open, pass);
+    else
+        for (uint32_t i = 0; i < pass->records; i++)
+            add_reduced(open, member, &pass->record[i]);
+    return true;
+}
+
+enum verdict { WAIT, DISCARD, COMPLETE, INCOMPLETE };
+
+static bool in_gap(const struct join_member *member, uint64_t pass)
+{
+    for (unsigned i = 0; i < JOIN_GAPS; i++)
+        if (pass >= member->gaps[i].from && pass < member->gaps[i].to)
+            return true;
+    return false;
+}
+
+static enum verdict decide(const struct join *join, const struct open_pass *open, struct join_member *const *members,
+                           uint32_t count, bool give_up, enum join_cause *ret_cause)
+{
+    bool missing[JOIN_CAUSES] = {false};
+    bool waiting = false, discard = false;
+
+    for (uint32_t i = 0; i < count; i++) {
+        const struct join_member *member = members[i];
+        if (has_supplied(open, member) || member->start_ns > open->time_ns)
+            continue;
+        if (!member->live) {
+            /* It owes what ran until it was found dead. One that was never part of this run owes nothing. */
+            if (member->first != UINT64_MAX && open->time_ns <= member->died_ns)
+                missing[open->pass >= member->newest ? JOIN_DEAD
+                        : in_gap(member, open->pass) ? JOIN_LOST
+                                                     : JOIN_SKIPPED] = true;
+        } else if (member->first != UINT64_MAX && open->pass < member->first) {
+            discard = true;
+        } else if (member->first != UINT64_MAX && open->pass < member->newest) {
+            missing[in_gap(member, open->pass) ? JOIN_LOST : JOIN_SKIPPED] = true;
+        } else if (member->ever || open->reduced_layers < join->layers) {
+            waiting = true;
+        }
+    }
+    if (discard)
+        return DISCARD;
+    if (waiting && !give_up && join->newest_ns - open->time_ns < JOIN_LATE_NS)
+        return WAIT;
+    missing[JOIN_LATE] = waiting;
+    missing[JOIN_STEP_MISMATCH] = open->step_mismatch;
+    for (unsigned cause = 0; cause < JOIN_CAUSES; cause++)
+        if (missing[cause]) {
+            *ret_cause = (enum join_cause)cause;
+            return INCOMPLETE;
+        }
+    return COMPLETE;
+}
+
+static void reckon(struct join *join, const struct open_pass *open)
+{
+    for (uint32_t layer = 0; layer < join->layers; layer++) {
+        struct join_layer *figures = &join->figures[layer];
+        const uint64_t *sums = open->sums + (size_t)layer * join->ep_size;
+        memset(figures, 0, sizeof *figures);
+        if (open->reduced_by[layer] != 0) {
+            figures->present = figures->reduced = true;
+            figures->reduced_avg = open->reduced_avg[layer];
+            figures->reduced_max = open->reduced_max[layer];
+        } else if (open->partial) {
+            figures->present = true;
+            for (uint32_t rank = 0; rank < join->ep_size; rank++) {
+                figures->tokens += sums[rank];
+                figures->max = sums[rank] > figures->max ? sums[rank] : figures->max;
+            }
+        }
+    }
+}
+
+uint32_t join_emit(struct join *join, struct join_member *const *members, uint32_t count, bool blocked,
+                   const struct join_sink *sink)
+{
+    uint32_t closed = 0;
+
+    while (join->open_count > 0) {
+        struct open_pass *open = join->open[0];
+        enum join_cause cause = JOIN_LATE;
+        enum verdict verdict = decide(join, open, members, count, blocked && closed == 0, &cause);
+        if (verdict == WAIT)
+            break;
+        if (verdict == COMPLETE) {
+            reckon(join, open);
+            sink->complete(sink->context, open->time_ns, join->figures);
+        } else if (verdict == INCOMPLETE) {
+            sink->incomplete(sink->context, cause);
+        }
+        join->closed = open->pass + 1;
+        remove_lowest(join);
+        closed++;
+    }
+    return closed;
+}

@@ -1,0 +1,395 @@
+#include "options.h"
+
+#include <ctype.h>
+#include <inttypes.h>
+
+#define COUNT(array) (sizeof(array) / sizeof *(array))
+#define MS UINT64_C(1000000)
+#define S (1000 * MS)
+#define NAME_MAX_LENGTH 48
+
+enum option_type { TYPE_TEXT, TYPE_INSTANCE, TYPE_PATH, TYPE_OWNERS, TYPE_ADDRESS, TYPE_DURATION, TYPE_NUMBER, TYPE_CHOICE, TYPE_FLAG };
+
+struct option_row {
+    const char *name; /* without the dashes */
+    enum option_type type;
+    size_t offset; /* in struct options */
+    const char *initial, *help;
+    uint64_t low, high;         /* durations in ns, numbers */
+    const char *const *choices; /* NULL-terminated; the value is the index */
+};
+
+static const char *const engine_labels[] = {"each", "first", NULL};
+static const char *const log_levels[] = {"debug", "info", "warn", "error", NULL};
+static const char *const log_formats[] = {"logfmt", "json", NULL};
+
+#define AT(field) offsetof(struct options, field)
+
+static const struct option_row rows[] = {
+    {"shm.dir", TYPE_TEXT, AT(shm_dir), "/dev/shm",
+     "Directory that the engine's ranks write their segments to. It need not exist yet.", 0, 0, NULL},
+    {"shm.instance", TYPE_INSTANCE, AT(shm_instance), "default",
+     "Instance to serve; '*' for all, with a label wideep_instance.", 0, 0, NULL},
+    {"shm.owner", TYPE_OWNERS, 0, "any",
+     "Numeric user ids whose segments are read, separated by commas; 'any' for all.", 0, 0, NULL},
+    {"web.listen-address", TYPE_ADDRESS, 0, ":9464",
+     "Address to listen on: :PORT, HOST:PORT or [IPV6]:PORT. May be repeated.", 0, 0, NULL},
+    {"web.telemetry-path", TYPE_PATH, AT(telemetry_path), "/metrics", "Path of the metrics page.", 0, 0, NULL},
+    {"collect.interval", TYPE_DURATION, AT(collect_interval_ns), "250ms", "How often shared memory is read.", 10 * MS,
+     60 * S, NULL},
+    {"eplb.window", TYPE_DURATION, AT(eplb_window_ns), "10s", "Window of joined passes that EPLB gauges are means of.",
+     1 * S, 3600 * S, NULL},
+    {"eplb.engine-label", TYPE_CHOICE, AT(engine_label), "each",
+     "Serve a group's EPLB gauges under each of its engines, or under the first alone.", 0, 0, engine_labels},
+    {"throughput.interval", TYPE_DURATION, AT(throughput_interval_ns), "10s",
+     "How often the throughput gauges are renewed.", 1 * S, 3600 * S, NULL},
+    {"debug.per-expert", TYPE_FLAG, AT(debug_per_expert), "false",
+     "Serve a series per layer and expert for --debug.duration from the start. High cardinality.", 0, 0, NULL},
+    {"debug.duration", TYPE_DURATION, AT(debug_duration_ns), "300s", "How long the per-expert series are served.", 1 * S,
+     24 * 3600 * S, NULL},
+    {"debug.max-duration", TYPE_DURATION, AT(debug_max_duration_ns), "1h", "Longest debug duration that is accepted.",
+     1 * S, 24 * 3600 * S, NULL},
+    {"limit.series", TYPE_NUMBER, AT(series_limit), "200000",
+     "Most series on the page; what is over is dropped and counted.", 100, 10000000, NULL},
+    {"log.level", TYPE_CHOICE, AT(log_level), "info", "Least important messages to log.", 0, 0, log_levels},
+    {"log.format", TYPE_CHOICE, AT(log_format), "logfmt", "Format of log lines.", 0, 0, log_formats},
+    {"version", TYPE_FLAG, AT(version), "false", "Print version and commit, and exit.", 0, 0, NULL},
+    {"help", TYPE_FLAG, AT(help), "false", "Print this help, and exit.", 0, 0, NULL},
+};
+
+/* ---- values ------------------------------------------------------------------------------------------------- */
+
+/* A Go-like duration: 250ms, 10s, 1m30s, 1h. */
+static bool parse_duration(const char *text, uint64_t *ret_ns)
+{
+    static const struct {
+        const char *unit;
+        uint64_t ns;
+    } units[] = {{"ns", 1}, {"us", 1000}, {"ms", MS}, {"s", S}, {"m", 60 * S}, {"h", 3600 * S}};
+    uint64_t sum_ns = 0;
+
+    if (*text == 0)
+        return false;
+    while (*text) {
+        char *end;
+        if (!isdigit((unsigned char)*text))
+            return false;
+        errno = 0;
+        double value = strtod(text, &end);
+        size_t length = strcspn(end, "0123456789");
+        uint64_t unit_ns = 0;
+        for (size_t i = 0; i < COUNT(units); i++)
+            if (strlen(units[i].unit) == length && strncmp(end, units[i].unit, length) == 0)
+                unit_ns = units[i].ns;
+        if (errno != 0 || unit_ns == 0 || !(value >= 0 && value < 1e9))
+            return false;
+        sum_ns += (uint64_t)(value * (double)unit_ns);
+        text = end + length;
+    }
+    *ret_ns = sum_ns;
+    return true;
+}
+
+static bool parse_number(const char *text, uint64_t *ret)
+{
+    char *end;
+
+    errno = 0;
+    if (!isdigit((unsigned char)*text))
+        return false;
+    *ret = strtoull(text, &end, 10);
+    return errno == 0 && *end == 0;
+}
+
+static bool parse_owners(const char *text, struct options *options)
+{
+    options->owner_count = 0;
+    if (strcmp(text, "any") == 0)
+        return true;
+    for (;;) {
+        char item[16];
+        size_t length = strcspn(text, ",");
+        uint64_t uid;
+        if (length == 0 || length >= sizeof item || options->owner_count == SEGMENT_OWNERS_MAX)
+            return false;
+        memcpy(item, text, length);
+        item[length] = 0;
+        if (!parse_number(item, &uid) || uid >= UINT32_MAX)
+            return false;
+        options->owners[options->owner_count++] = (uid_t)uid;
+        if (text[length] == 0)
+            return true;
+        text += length + 1;
+    }
+}
+
+static void describe_duration(char *ret, size_t size, uint64_t ns)
+{
+    if (ns % (3600 * S) == 0)
+        (void)snprintf(ret, size, "%" PRIu64 "h", ns / (3600 * S));
+    else if (ns % S == 0)
+        (void)snprintf(ret, size, "%" PRIu64 "s", ns / S);
+    else
+        (void)snprintf(ret, size, "%" PRIu64 "ms", ns / MS);
+}
+
+/* What a value may be, for error messages. */
+static void describe_allowed(const struct option_row *row, char *ret, size_t size)
+{
+    char low[24], high[24];
+
+    switch (row->type) {
+    case TYPE_DURATION:
+        describe_duration(low, sizeof low, row->low);
+        describe_duration(high, sizeof high, row->high);
+        (void)snprintf(ret, size, "a duration from %s to %s, such as 250ms, 10s or 1m30s", low, high);
+        break;
+    case TYPE_NUMBER:
+        (void)snprintf(ret, size, "a whole number from %" PRIu64 " to %" PRIu64, row->low, row->high);
+        break;
+    case TYPE_CHOICE:
+        ret[0] = 0;
+        for (size_t i = 0; row->choices[i]; i++) {
+            size_t used = strlen(ret);
+            (void)snprintf(ret + used, size - used, "%s%s", i ? " or " : "", row->choices[i]);
+        }
+        break;
+    case TYPE_INSTANCE:
+        (void)snprintf(ret, size, "* or 1 to 63 of the characters A-Z a-z 0-9 . _ - without a leading dot");
+        break;
+    case TYPE_OWNERS:
+        (void)snprintf(ret, size, "'any' or up to %d numeric user ids separated by commas", SEGMENT_OWNERS_MAX);
+        break;
+    case TYPE_PATH:
+        (void)snprintf(ret, size, "a path that begins with / and is not / itself, without ? or #");
+        break;
+    case TYPE_FLAG:
+        (void)snprintf(ret, size, "true or false");
+        break;
+    case TYPE_ADDRESS:
+        (void)snprintf(ret, size, ":PORT, HOST:PORT or [IPV6]:PORT, at most %d times", OPTIONS_ADDRESSES_MAX);
+        break;
+    default:
+        (void)snprintf(ret, size, "1 to %d characters", OPTIONS_TEXT_MAX - 1);
+    }
+}
+
+static bool set_text(char *field, const char *text)
+{
+    size_t length = strlen(text);
+
+    if (length == 0 || length >= OPTIONS_TEXT_MAX)
+        return false;
+    memcpy(field, text, length + 1);
+    return true;
+}
+
+static bool set_value(struct options *options, const struct option_row *row, const char *text)
+{
+    void *field = (char *)options + row->offset;
+    uint64_t number = 0;
+
+    switch (row->type) {
+    case TYPE_TEXT:
+        return set_text(field, text);
+    case TYPE_INSTANCE:
+        return (strcmp(text, "*") == 0 || wideep_instance_valid(text, strlen(text))) && set_text(field, text);
+    case TYPE_PATH:
+        return text[0] == '/' && text[1] != 0 && !strpbrk(text, "?# ") && set_text(field, text);
+    case TYPE_OWNERS:
+        return parse_owners(text, options);
+    case TYPE_ADDRESS:
+        return options->address_count < OPTIONS_ADDRESSES_MAX && strrchr(text, ':') &&
+               set_text(options->addresses[options->address_count++], text);
+    case TYPE_DURATION:
+        if (!parse_duration(text, &number) || number < row->low || number > row->high)
+            return false;
+        break;
+    case TYPE_NUMBER:
+        if (!parse_number(text, &number) || number < row->low || number > row->high)
+            return false;
+        break;
+    case TYPE_CHOICE:
+        while (row->choices[number] && strcmp(row->choices[number], text) != 0)
+            number++;
+        if (!row->choices[number])
+            return false;
+        break;
+    case TYPE_FLAG:
+        number = strcmp(text, "true") == 0 || strcmp(text, "1") == 0;
+        if (!number && strcmp(text, "false") != 0 && strcmp(text, "0") != 0)
+            return false;
+        break;
+    }
+    memcpy(field, &number, sizeof number);
+    return true;
+}
+
+/* ---- parsing ------------------------------------------------------------------------------------------------ */
+
+static void variable_name(const struct option_row *row, char *ret, size_t size)
+{
+    (void)snprintf(ret, size, "WIDEEP_%s", row->name);
+    for (char *c = ret; *c; c++)
+        *c = *c == '.' || *c == '-' ? '_' : (char)toupper((unsigned char)*c);
+}
+
+static unsigned edit_distance(const char *a, const char *b)
+{
+    unsigned row[NAME_MAX_LENGTH + 1];
+    size_t n = strlen(b);
+
+    if (n > NAME_MAX_LENGTH || strlen(a) > NAME_MAX_LENGTH)
+        return UINT_MAX;
+    for (unsigned j = 0; j <= n; j++)
+        row[j] = j;
+    for (unsigned i = 1; a[i - 1]; i++) {
+        unsigned diagonal = row[0];
+        row[0] = i;
+        for (unsigned j = 1; j <= n; j++) {
+            unsigned above = row[j];
+            unsigned best = diagonal + (a[i - 1] != b[j - 1]);
+            best = above + 1 < best ? above + 1 : best;
+            row[j] = row[j - 1] + 1 < best ? row[j - 1] + 1 : best;
+            diagonal = above;
+        }
+    }
+    return row[n];
+}
+
+static int unknown_flag(const char *name, char *error, size_t error_size)
+{
+    const char *nearest = NULL;
+    unsigned least = 6;
+
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        unsigned distance = edit_distance(name, rows[i].name);
+        if (distance < least) {
+            least = distance;
+            nearest = rows[i].name;
+        }
+    }
+    (void)snprintf(error, error_size, "unknown flag --%.60s%s%s%s; try --help", name, nearest ? ", did you mean --" : "",
+                   nearest ? nearest : "", nearest ? "?" : "");
+    return -EINVAL;
+}
+
+static int bad_value(const struct option_row *row, const char *source, const char *text, char *error, size_t error_size)
+{
+    char allowed[200];
+
+    describe_allowed(row, allowed, sizeof allowed);
+    (void)snprintf(error, error_size, "%s: '%.80s' is not allowed; give %s", source, text, allowed);
+    return -EINVAL;
+}
+
+static const struct option_row *find_row(const char *name, size_t length)
+{
+    for (size_t i = 0; i < COUNT(rows); i++)
+        if (strlen(rows[i].name) == length && strncmp(rows[i].name, name, length) == 0)
+            return &rows[i];
+    return NULL;
+}
+
+static int parse_environment(struct options *options, char *error, size_t error_size)
+{
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        char name[NAME_MAX_LENGTH + 8], items[OPTIONS_ADDRESSES_MAX * OPTIONS_TEXT_MAX];
+        variable_name(&rows[i], name, sizeof name);
+        const char *text = getenv(name);
+        if (!text || !*text || rows[i].offset == AT(version) || rows[i].offset == AT(help))
+            continue;
+        if (rows[i].type != TYPE_ADDRESS) {
+            if (!set_value(options, &rows[i], text))
+                return bad_value(&rows[i], name, text, error, error_size);
+            continue;
+        }
+        (void)snprintf(items, sizeof items, "%s", text);
+        char *rest = items;
+        for (char *item; (item = strsep(&rest, ",")) != NULL;)
+            if (!set_value(options, &rows[i], item))
+                return bad_value(&rows[i], name, item, error, error_size);
+    }
+    return 0;
+}
+
+static int parse_flags(struct options *options, int argc, char *const *argv, char *error, size_t error_size)
+{
+    bool address_seen = false;
+
+    for (int i = 1; i < argc; i++) {
+        char source[NAME_MAX_LENGTH + 4];
+        if (strncmp(argv[i], "--", 2) != 0 || argv[i][2] == 0) {
+            (void)snprintf(error, error_size, "unexpected argument '%.80s': flags begin with --; try --help", argv[i]);
+            return -EINVAL;
+        }
+        const char *name = argv[i] + 2;
+        size_t length = strcspn(name, "=");
+        const struct option_row *row = find_row(name, length);
+        if (!row) {
+            char unknown[NAME_MAX_LENGTH + 1];
+            (void)snprintf(unknown, sizeof unknown, "%.*s", (int)(length < NAME_MAX_LENGTH ? length : NAME_MAX_LENGTH),
+                           name);
+            return unknown_flag(unknown, error, error_size);
+        }
+        const char *text = name[length] == '=' ? name + length + 1 : row->type == TYPE_FLAG ? "true" : argv[++i];
+        (void)snprintf(source, sizeof source, "--%s", row->name);
+        if (!text) {
+            (void)snprintf(error, error_size, "%s needs a value; try --help", source);
+            return -EINVAL;
+        }
+        /* The first address on the command line replaces those of the environment. */
+        if (row->type == TYPE_ADDRESS && !address_seen) {
+            options->address_count = 0;
+            address_seen = true;
+        }
+        if (!set_value(options, row, text))
+            return bad_value(row, source, text, error, error_size);
+    }
+    return 0;
+}
+
+int options_parse(struct options *ret, int argc, char *const *argv, char *error, size_t error_size)
+{
+    struct options options = {0};
+
+    for (size_t i = 0; i < COUNT(rows); i++)
+        if (rows[i].type != TYPE_ADDRESS && !set_value(&options, &rows[i], rows[i].initial))
+            return bad_value(&rows[i], rows[i].name, rows[i].initial, error, error_size);
+    int failed = parse_environment(&options, error, error_size);
+    if (!failed)
+        failed = parse_flags(&options, argc, argv, error, error_size);
+    if (failed)
+        return failed;
+    if (options.address_count == 0)
+        (void)snprintf(options.addresses[options.address_count++], OPTIONS_TEXT_MAX, ":9464");
+    if (options.debug_duration_ns > options.debug_max_duration_ns) {
+        (void)snprintf(error, error_size, "--debug.duration is longer than --debug.max-duration; shorten it or raise the "
+                                          "maximum");
+        return -EINVAL;
+    }
+    *ret = options;
+    return 0;
+}
+
+void options_print_help(FILE *file)
+{
+    (void)fprintf(file, "Usage: wideep-exporter [--FLAG=VALUE …]\n\n"
+                        "Serves the load balance and batch overlap of wide expert-parallel engines to Prometheus, read from\n"
+                        "the shared-memory segments that their ranks write. Each flag may be given as the environment\n"
+                        "variable under it; the flag wins.\n\n");
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        char name[NAME_MAX_LENGTH + 8];
+        variable_name(&rows[i], name, sizeof name);
+        (void)fprintf(file, "  --%s%s%s\n      %s\n", rows[i].name, rows[i].type == TYPE_FLAG ? "" : "=",
+                      rows[i].type == TYPE_FLAG ? "" : rows[i].initial, rows[i].help);
+        if (rows[i].choices) {
+            (void)fprintf(file, "      One of:");
+            for (size_t c = 0; rows[i].choices[c]; c++)
+                (void)fprintf(file, " %s", rows[i].choices[c]);
+            (void)fprintf(file, "\n");
+        }
+        if (rows[i].offset != AT(version) && rows[i].offset != AT(help))
+            (void)fprintf(file, "      %s\n", name);
+    }
+}

@@ -1,0 +1,162 @@
+#include "ring.h"
+
+#include <assert.h>
+
+#define ALL_MODELS ((1u << WIDEEP_MAX_MODELS) - 1)
+
+struct ring_drain {
+    struct wideep_eplb_record record[WIDEEP_MAX_LAYERS];
+    uint32_t *rank_tokens; /* room for WIDEEP_MAX_LAYERS rows of the widest segment seen */
+    uint32_t row_capacity; /* in tokens */
+};
+
+int ring_drain_new(struct ring_drain **ret)
+{
+    struct ring_drain *drain = calloc(1, sizeof *drain);
+
+    if (!drain)
+        return -ENOMEM;
+    *ret = drain;
+    return 0;
+}
+
+void ring_drain_free(struct ring_drain *drain)
+{
+    if (!drain)
+        return;
+    free(drain->rank_tokens);
+    free(drain);
+}
+
+static bool drain_reserve(struct ring_drain *drain, const struct wideep_identity *id)
+{
+    uint32_t layers = 0;
+
+    for (uint32_t m = 0; m < id->model_count; m++)
+        layers = id->models[m].layers > layers ? id->models[m].layers : layers;
+    if (drain->row_capacity >= layers * id->ep_size)
+        return true;
+    uint32_t *bigger = realloc(drain->rank_tokens, sizeof(uint32_t) * layers * id->ep_size);
+    if (!bigger)
+        return false;
+    drain->rank_tokens = bigger;
+    drain->row_capacity = layers * id->ep_size;
+    return true;
+}
+
+/* Moves `*next` to the oldest position that can still be whole, and returns the head. */
+static uint64_t ring_window(const struct wideep_ring *ring, uint64_t *next, uint64_t *lost)
+{
+    uint64_t head = wideep_ring_head(ring);
+
+    /* No writer moves a head backwards or by 2^62: what claims so is garbage, and reading starts over from there. */
+    if (head < *next || head > UINT64_MAX / 4) {
+        lost[RING_INVALID]++;
+        *next = head > UINT64_MAX / 4 ? *next : head;
+        return *next;
+    }
+    uint64_t tail = wideep_ring_tail(ring, head);
+    if (*next < tail) {
+        lost[RING_OVERRUN] += tail - *next;
+        *next = tail;
+    }
+    return head;
+}
+
+static enum ring_cause lost_cause(enum wideep_read result)
+{
+    return result == WIDEEP_READ_OVERRUN ? RING_OVERRUN : result == WIDEEP_READ_TORN ? RING_TORN : RING_INVALID;
+}
+
+/* Does the record continue the pass whose first `have` records are assembled? */
+static bool record_continues(const struct wideep_eplb_record *pass, uint32_t have,
+                             const struct wideep_eplb_record *record)
+{
+    return have > 0 && !(record->flags & WIDEEP_FIRST) && record->pass == pass[0].pass &&
+           record->model == pass[0].model && record->step == pass[0].step && record->layer > pass[have - 1].layer;
+}
+
+bool ring_drain_eplb(struct ring_drain *drain, struct segment *segment, const struct ring_sink *sink,
+                     struct ring_counts *counts)
+{
+    const struct wideep_ring *ring = &segment->view.eplb;
+    const uint32_t ep_size = segment->view.identity.ep_size;
+    uint64_t *lost = counts->lost[RING_EPLB];
+    uint32_t have = 0; /* records of the pass being assembled */
+
+    if (!ring->head || !drain_reserve(drain, &segment->view.identity))
+        return true;
+    uint64_t before = segment->eplb_next;
+    uint64_t head = ring_window(ring, &segment->eplb_next, lost);
+    if (segment->eplb_next != before)
+        segment->eplb_loss = ALL_MODELS;
+    while (segment->eplb_next < head) {
+        /* A loss drops the assembly, so it never outgrows the model's layers, nor these buffers. */
+        assert(have < WIDEEP_MAX_LAYERS);
+        struct wideep_eplb_record *record = &drain->record[have];
+        enum wideep_read result =
+            wideep_eplb_read(&segment->view, segment->eplb_next, record, drain->rank_tokens + (size_t)have * ep_size);
+        if (result == WIDEEP_READ_OK && have > 0 && !record_continues(drain->record, have, record))
+            result = WIDEEP_READ_INVALID;
+        if (result == WIDEEP_READ_OK && have == 0) {
+            if (!(record->flags & WIDEEP_FIRST)) {
+                /* The rest of a pass whose beginning was lost: of no use, and lost by the same cause. */
+                lost[segment->eplb_loss ? RING_OVERRUN : RING_INVALID]++;
+                segment->eplb_next++;
+                segment->eplb_loss = ALL_MODELS;
+                continue;
+            }
+            if (!sink->ready(sink->context, segment, record->model, record->pass))
+                return false;
+        }
+        segment->eplb_next++;
+        if (result != WIDEEP_READ_OK) {
+            lost[lost_cause(result)] += have + 1;
+            have = 0;
+            segment->eplb_loss = ALL_MODELS;
+            /* The writer lapped us: leap to where whole records begin, rather than lose them one by one. */
+            if (result != WIDEEP_READ_INVALID)
+                head = ring_window(ring, &segment->eplb_next, lost);
+            continue;
+        }
+        have++;
+        if (!(record->flags & WIDEEP_LAST))
+            continue;
+        counts->read[RING_EPLB] += have;
+        struct ring_pass pass = {.model = drain->record[0].model,
+                                 .step = drain->record[0].step,
+                                 .pass = drain->record[0].pass,
+                                 .time_ns = drain->record[0].time_ns,
+                                 .records = have,
+                                 .record = drain->record,
+                                 .rank_tokens = drain->rank_tokens,
+                                 .after_loss = (segment->eplb_loss >> drain->record[0].model & 1) != 0};
+        segment->eplb_loss &= ~(1u << pass.model);
+        sink->pass(sink->context, segment, &pass);
+        have = 0;
+    }
+    /* head moves by whole calls, so a pass that ends beyond it is no writer's. */
+    lost[RING_INVALID] += have;
+    return true;
+}
+
+void ring_drain_dbo(struct segment *segment, struct ring_counts *counts)
+{
+    const struct wideep_ring *ring = &segment->view.dbo;
+    uint64_t *lost = counts->lost[RING_DBO];
+    struct wideep_dbo_record record;
+
+    if (!ring->head)
+        return;
+    uint64_t head = ring_window(ring, &segment->dbo_next, lost);
+    while (segment->dbo_next < head) {
+        enum wideep_read result = wideep_dbo_read(&segment->view, segment->dbo_next++, &record);
+        if (result == WIDEEP_READ_OK) {
+            counts->read[RING_DBO]++;
+            continue;
+        }
+        lost[lost_cause(result)]++;
+        if (result != WIDEEP_READ_INVALID)
+            head = ring_window(ring, &segment->dbo_next, lost);
+    }
+}

@@ -1,0 +1,571 @@
+#include "segment.h"
+
+#include "log.h"
+#include "text.h"
+
+#include <assert.h>
+#include <search.h>
+#include <signal.h>
+
+#define SEGMENT_MAGIC 0x5365676d
+#define LOCK_LOST_GRACE_NS 10000000000u
+
+/* A name in the directory: attached, or refused for a reason. */
+struct segment_file {
+    char name[NAME_MAX + 1];
+    dev_t device;
+    ino_t inode;
+    off_t size;
+    struct timespec changed;
+    unsigned reason; /* when segment is NULL */
+    uint64_t scan;   /* the scan that saw it last */
+    struct segment *segment;
+    struct segment_file *next;
+};
+
+/* ---- SIGBUS guard ------------------------------------------------------------------------------------------- */
+
+/* Only the scanning thread fills, clears and faults on these, and the handler runs on that thread, so plain order of
+ * the program suffices; volatile keeps the compiler from reordering around the access that faults. */
+static struct {
+    volatile uintptr_t base;
+    volatile size_t size;
+    volatile sig_atomic_t hit;
+} guards[SEGMENT_MAX + 1];
+
+static long page_size;
+
+static void on_sigbus(int number, siginfo_t *info, void *context)
+{
+    uintptr_t at = (uintptr_t)info->si_addr;
+
+    (void)context;
+    for (size_t i = 0; i < sizeof guards / sizeof *guards; i++) {
+        if (guards[i].base == 0 || at < guards[i].base || at - guards[i].base >= guards[i].size)
+            continue;
+        void *page = (void *)(at & ~((uintptr_t)page_size - 1));
+        if (mmap(page, (size_t)page_size, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED)
+            break;
+        guards[i].hit = 1;
+        return;
+    }
+    /* Not ours: fault again with the default action. */
+    (void)signal(number, SIG_DFL);
+}
+
+int segment_guard_install(void)
+{
+    struct sigaction action = {.sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO};
+
+    page_size = sysconf(_SC_PAGESIZE);
+    sigemptyset(&action.sa_mask);
+    return sigaction(SIGBUS, &action, NULL) == 0 ? 0 : -errno;
+}
+
+static int guard_add(const void *base, size_t size)
+{
+    for (size_t i = 0; i < sizeof guards / sizeof *guards; i++)
+        if (guards[i].base == 0) {
+            guards[i].hit = 0;
+            guards[i].size = size;
+            guards[i].base = (uintptr_t)base;
+            return (int)i;
+        }
+    return -1;
+}
+
+static void guard_remove(int guard)
+{
+    if (guard >= 0)
+        guards[guard].base = 0;
+}
+
+/* ---- names -------------------------------------------------------------------------------------------------- */
+
+const char *segment_state_name(enum segment_state state)
+{
+    static const char *const names[SEGMENT_STATES] = {"live", "dead", "closed", "rejected", "ignored"};
+    return names[state];
+}
+
+const char *segment_reason_name(unsigned reason)
+{
+    static const char *const names[SEGMENT_REASONS - WIDEEP_REASONS] = {
+        "not_regular",       "unreadable", "owner",          "name_mismatch", "duplicate_ep_rank",
+        "truncated_mapping", "over_limit", "other_instance", "lock_lost"};
+    return reason < WIDEEP_REASONS ? wideep_reason_name((enum wideep_reason)reason) : names[reason - WIDEEP_REASONS];
+}
+
+static const char *reason_advice(unsigned reason)
+{
+    switch (reason) {
+    case WIDEEP_BAD_VERSION:
+        return "written by another major version of the ABI: update the exporter or the engine's plugin";
+    case WIDEEP_BAD_ENDIAN:
+    case WIDEEP_BAD_WORD_SIZE:
+        return "written on another kind of machine: remove it";
+    case SEGMENT_OWNER:
+        return "list its owner in --shm.owner if it is an engine's";
+    case SEGMENT_UNREADABLE:
+        return "let the exporter's user read it (mode 0644)";
+    case SEGMENT_NAME_MISMATCH:
+        return "a copy or a renamed segment: remove it";
+    case SEGMENT_DUPLICATE_EP_RANK:
+        return "two live ranks of one group claim the same EP rank: give each server its own WIDEEP_INSTANCE or group";
+    case SEGMENT_OVER_LIMIT:
+        return "too many files: remove dead segments";
+    default:
+        return "not a segment: remove it, or keep the directory for segments alone";
+    }
+}
+
+/* Length of the instance in wideep.<instance>.e<engine>.(r|fe)<number>, or 0. */
+static size_t name_instance(const char *name)
+{
+    const char *last = strrchr(name, '.');
+    const char *end, *digits;
+
+    if (!last || last == name)
+        return 0;
+    digits = last + 1 + (last[1] == 'r' ? 1 : last[1] == 'f' && last[2] == 'e' ? 2 : 0);
+    if (digits == last + 1 || !*digits || digits[strspn(digits, "0123456789")] != 0)
+        return 0;
+    for (end = last - 1; end > name && *end >= '0' && *end <= '9'; end--)
+        ;
+    if (end == last - 1 || *end != 'e' || end[-1] != '.' || end - 1 < name + 8)
+        return 0;
+    size_t length = (size_t)(end - 1 - (name + 7));
+    return wideep_instance_valid(name + 7, length) ? length : 0;
+}
+
+/* ---- attaching ---------------------------------------------------------------------------------------------- */
+
+static bool owner_listed(const struct segment_config *config, uid_t owner)
+{
+    for (uint32_t i = 0; i < config->owner_count; i++)
+        if (config->owners[i] == owner)
+            return true;
+    return config->owner_count == 0;
+}
+
+static void segment_unmap(struct segment *segment)
+{
+    guard_remove(segment->guard);
+    wideep_view_close(&segment->view);
+    segment->guard = -1;
+}
+
+static void segment_free(struct segment *segment)
+{
+    if (!segment)
+        return;
+    assert(segment->magic == SEGMENT_MAGIC);
+    segment_unmap(segment);
+    segment->magic = 0;
+    free(segment);
+}
+
+static void repair_models(struct segment *segment)
+{
+    const struct wideep_identity *id = &segment->view.identity;
+
+    for (uint32_t m = 0; m < id->model_count; m++) {
+        (void)text_repair(segment->model[m], sizeof segment->model[m], id->models[m].name, id->models[m].name_length);
+        for (uint32_t other = 0; other < m; other++)
+            if (strcmp(segment->model[other], segment->model[m]) == 0)
+                segment->model[m][0] = 0; /* two names that look alike would make one series twice */
+    }
+}
+
+/* Maps and validates an open regular file. Takes fd over on success. Returns 0 or a reason. */
+static unsigned segment_map(struct segment *segment, int fd, size_t size)
+{
+    void *base = mmap(NULL, size, PROT_READ, MAP_SHARED, fd, 0);
+
+    if (base == MAP_FAILED)
+        return SEGMENT_UNREADABLE;
+    segment->guard = guard_add(base, size);
+    unsigned reason = segment->guard < 0 ? (unsigned)SEGMENT_OVER_LIMIT
+                                         : (unsigned)wideep_view_init(&segment->view, base, size);
+    if (reason == WIDEEP_OK && guards[segment->guard].hit)
+        reason = WIDEEP_BAD_TRUNCATED;
+    if (reason != WIDEEP_OK) {
+        guard_remove(segment->guard);
+        (void)munmap(base, size);
+        return reason;
+    }
+    segment->view.fd = fd;
+    /* Closing would drop the lock of a segment that this very process writes. */
+    segment->view.keep_fd = wideep_i_own(&segment->view.identity);
+    return WIDEEP_OK;
+}
+
+static unsigned segment_attach(const struct segment_set *set, int directory, const char *name, const struct stat *st,
+                               struct segment **ret)
+{
+    char expected[128];
+
+    if (!S_ISREG(st->st_mode))
+        return SEGMENT_NOT_REGULAR;
+    if (!owner_listed(&set->config, st->st_uid))
+        return SEGMENT_OWNER;
+    if (st->st_size == 0)
+        return WIDEEP_BAD_EMPTY;
+    if (set->count == SEGMENT_MAX)
+        return SEGMENT_OVER_LIMIT;
+    int fd = openat(directory, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (fd < 0)
+        return SEGMENT_UNREADABLE;
+    struct stat now;
+    struct segment *segment = calloc(1, sizeof *segment);
+    unsigned reason = !segment || fstat(fd, &now) != 0 || now.st_ino != st->st_ino || now.st_dev != st->st_dev
+                          ? (unsigned)SEGMENT_UNREADABLE
+                          : segment_map(segment, fd, (size_t)st->st_size);
+    if (reason != WIDEEP_OK) {
+        free(segment);
+        (void)close(fd);
+        return reason;
+    }
+    const struct wideep_identity *id = &segment->view.identity;
+    segment->magic = SEGMENT_MAGIC;
+    segment->device = st->st_dev;
+    segment->inode = st->st_ino;
+    wideep_segment_name(expected, sizeof expected, id->instance, id->role, id->engine, id->rank);
+    if (strcmp(expected, name) != 0) {
+        segment_free(segment);
+        return SEGMENT_NAME_MISMATCH;
+    }
+    (void)snprintf(segment->file, sizeof segment->file, "%s", expected);
+    segment->linked = true;
+    repair_models(segment);
+    *ret = segment;
+    return WIDEEP_OK;
+}
+
+/* ---- liveness ----------------------------------------------------------------------------------------------- */
+
+static void update_state(struct segment_set *set, struct segment *segment, uint64_t now_ns)
+{
+    const struct wideep_view *view = &segment->view;
+    /* The lock before the word: whoever is found dead has then written its last. */
+    int alive = memcmp(view->identity.boot_id, set->boot_id, sizeof set->boot_id) == 0
+                    ? set->config.alive(view->fd)
+                    : 0;
+    uint64_t activity = wideep_load(&view->live->activity);
+    enum segment_state state = SEGMENT_LIVE;
+    bool lock_lost = false;
+
+    if (wideep_load_acquire(&view->live->closed_ns) != 0) {
+        state = SEGMENT_CLOSED;
+    } else if (alive <= 0) {
+        /* Counts only what moved since an earlier scan that found the lock free as well. */
+        if (segment->died_ns != 0 && activity != segment->activity)
+            segment->activity_ns = now_ns;
+        lock_lost = segment->activity_ns != 0 && now_ns - segment->activity_ns < LOCK_LOST_GRACE_NS;
+        state = lock_lost ? SEGMENT_LIVE : SEGMENT_DEAD;
+    }
+    if (alive > 0)
+        segment->died_ns = segment->activity_ns = 0;
+    else if (segment->died_ns == 0)
+        segment->died_ns = now_ns;
+    if (state != segment->state || lock_lost != segment->lock_lost) {
+        set->generation++;
+        log_info("segment changed state", "file", segment->file, "from", segment_state_name(segment->state), "to",
+                 segment_state_name(state), "reason", lock_lost ? "lock_lost" : "ok", NULL);
+    }
+    segment->activity = activity;
+    segment->state = state;
+    segment->lock_lost = lock_lost;
+}
+
+/* ---- the set ------------------------------------------------------------------------------------------------ */
+
+static int compare_files(const void *a, const void *b)
+{
+    return strcmp(((const struct segment_file *)a)->name, ((const struct segment_file *)b)->name);
+}
+
+int segment_set_new(struct segment_set **ret, const struct segment_config *config, uint64_t now_ns)
+{
+    struct wideep_identity self = {0};
+    struct segment_set *set = calloc(1, sizeof *set);
+
+    if (!set)
+        return -ENOMEM;
+    set->config = *config;
+    if (!set->config.alive)
+        set->config.alive = wideep_writer_alive;
+    set->exporter_start_ns = now_ns;
+    (void)wideep_i_stamp(&self, 0);
+    memcpy(set->boot_id, self.boot_id, sizeof set->boot_id);
+    *ret = set;
+    return 0;
+}
+
+static void set_retire(struct segment_set *set, struct segment *segment, struct segment *successor)
+{
+    for (uint32_t i = 0; i < set->count; i++)
+        if (set->segments[i] == segment) {
+            set->segments[i] = set->segments[--set->count];
+            break;
+        }
+    segment->successor = successor;
+    /* Whatever its writer does now, it is not served any more. */
+    if (segment->state == SEGMENT_LIVE)
+        segment->state = SEGMENT_DEAD;
+    set->retired[set->retired_count++] = segment;
+    set->generation++;
+}
+
+void segment_set_reap(struct segment_set *set)
+{
+    for (uint32_t i = 0; i < set->retired_count; i++)
+        segment_free(set->retired[i]);
+    set->retired_count = 0;
+}
+
+void segment_set_free(struct segment_set *set)
+{
+    if (!set)
+        return;
+    segment_set_reap(set);
+    for (uint32_t i = 0; i < set->count; i++)
+        segment_free(set->segments[i]);
+    while (set->files) {
+        struct segment_file *file = set->files;
+        set->files = file->next;
+        (void)tdelete(file, &set->tree, compare_files);
+        free(file);
+    }
+    free(set);
+}
+
+/* Another segment of the set with the same file name. */
+static struct segment *set_namesake(const struct segment_set *set, const struct segment *segment)
+{
+    for (uint32_t i = 0; i < set->count; i++)
+        if (set->segments[i] != segment && strcmp(set->segments[i]->file, segment->file) == 0)
+            return set->segments[i];
+    return NULL;
+}
+
+/* The writer linked a copy of what we have: go on reading there. Takes `copy` over. */
+static void segment_adopt(struct segment *segment, struct segment *copy)
+{
+    struct wideep_view view = segment->view;
+    int guard = segment->guard;
+
+    segment->view = copy->view;
+    segment->guard = copy->guard;
+    segment->device = copy->device;
+    segment->inode = copy->inode;
+    segment->linked = true;
+    copy->view = view;
+    copy->guard = guard;
+    segment_free(copy);
+}
+
+static struct segment *set_add(struct segment_set *set, struct segment *segment, uint64_t now_ns)
+{
+    struct segment *namesake = set_namesake(set, segment);
+
+    set->generation++;
+    if (namesake && namesake->view.identity.instance_id == segment->view.identity.instance_id) {
+        segment_adopt(namesake, segment);
+        return namesake;
+    }
+    segment->attached_ns = now_ns;
+    /* Older than this process: what its ring holds was another exporter's to read. */
+    bool old = segment->view.identity.start_boottime_ns < set->exporter_start_ns;
+    if (segment->view.eplb.head)
+        segment->eplb_next = old ? wideep_ring_head(&segment->view.eplb) : 0;
+    if (segment->view.dbo.head)
+        segment->dbo_next = old ? wideep_ring_head(&segment->view.dbo) : 0;
+    if (namesake)
+        set_retire(set, namesake, segment);
+    set->segments[set->count++] = segment;
+    log_info("segment attached", "file", segment->file, "model", segment->model[0], NULL);
+    return segment;
+}
+
+static void file_refuse(struct segment_file *file, unsigned reason)
+{
+    if (file->reason != reason || file->segment)
+        log_warn("segment rejected", "file", file->name, "reason", segment_reason_name(reason), "advice",
+                 reason_advice(reason), NULL);
+    file->segment = NULL;
+    file->reason = reason;
+}
+
+static void scan_name(struct segment_set *set, int directory, const char *name, uint64_t now_ns)
+{
+    struct segment_file *file = NULL, key;
+    struct stat st;
+
+    size_t length = name_instance(name);
+    const char *wanted = set->config.instance;
+    if (length > 0 && wanted && (strlen(wanted) != length || strncmp(name + 7, wanted, length) != 0)) {
+        set->ignored++;
+        return;
+    }
+    if (fstatat(directory, name, &st, AT_SYMLINK_NOFOLLOW) != 0)
+        return; /* gone again */
+    (void)snprintf(key.name, sizeof key.name, "%s", name);
+    void *found = tfind(&key, &set->tree, compare_files);
+    if (found) {
+        file = *(struct segment_file **)found;
+    } else {
+        file = set->file_count < SEGMENT_FILES_MAX ? calloc(1, sizeof *file) : NULL;
+        if (!file) {
+            set->rejected[SEGMENT_OVER_LIMIT]++;
+            return;
+        }
+        (void)snprintf(file->name, sizeof file->name, "%s", name);
+        if (!tsearch(file, &set->tree, compare_files)) {
+            free(file);
+            return;
+        }
+        file->next = set->files;
+        set->files = file;
+        set->file_count++;
+    }
+    file->scan = set->scans;
+    bool same_inode = found && file->device == st.st_dev && file->inode == st.st_ino;
+    bool unchanged = same_inode && file->size == st.st_size && file->changed.tv_sec == st.st_mtim.tv_sec &&
+                     file->changed.tv_nsec == st.st_mtim.tv_nsec;
+    if (file->segment ? same_inode : unchanged && file->reason != SEGMENT_OVER_LIMIT)
+        return;
+    file->device = st.st_dev;
+    file->inode = st.st_ino;
+    file->size = st.st_size;
+    file->changed = st.st_mtim;
+    struct segment *segment = NULL;
+    unsigned reason = length == 0 ? (unsigned)WIDEEP_BAD_NAME : segment_attach(set, directory, name, &st, &segment);
+    if (reason != WIDEEP_OK) {
+        if (file->segment)
+            file->segment->linked = false;
+        file_refuse(file, reason);
+        return;
+    }
+    file->reason = WIDEEP_OK;
+    file->segment = set_add(set, segment, now_ns);
+}
+
+/* Forgets names that the scan did not see. */
+static void drop_unseen(struct segment_set *set)
+{
+    for (struct segment_file **at = &set->files; *at;) {
+        struct segment_file *file = *at;
+        if (file->scan == set->scans) {
+            if (!file->segment)
+                set->rejected[file->reason]++;
+            at = &file->next;
+            continue;
+        }
+        if (file->segment)
+            file->segment->linked = false;
+        *at = file->next;
+        (void)tdelete(file, &set->tree, compare_files);
+        free(file);
+        set->file_count--;
+    }
+}
+
+/* A file that shrank under its mapping is no segment any more. */
+static void drop_truncated(struct segment_set *set)
+{
+    for (uint32_t i = 0; i < set->count;) {
+        struct segment *segment = set->segments[i];
+        if (!guards[segment->guard].hit) {
+            i++;
+            continue;
+        }
+        for (struct segment_file *file = set->files; file; file = file->next)
+            if (file->segment == segment)
+                file_refuse(file, SEGMENT_TRUNCATED_MAPPING);
+        segment->refused = SEGMENT_TRUNCATED_MAPPING;
+        set_retire(set, segment, NULL);
+    }
+}
+
+/* Dead segments without a name go all at once, when their number has stopped growing: so that somebody who deletes many
+ * files makes one reset of the sums over them, not several. */
+static void expire_nameless(struct segment_set *set)
+{
+    uint32_t nameless = 0;
+
+    for (uint32_t i = 0; i < set->count; i++)
+        nameless += !set->segments[i]->linked && set->segments[i]->state != SEGMENT_LIVE;
+    if (nameless > 0 && nameless == set->nameless) {
+        for (uint32_t i = 0; i < set->count;)
+            if (!set->segments[i]->linked && set->segments[i]->state != SEGMENT_LIVE) {
+                log_info("segment withdrawn", "file", set->segments[i]->file, NULL);
+                set_retire(set, set->segments[i], NULL);
+            } else {
+                i++;
+            }
+        nameless = 0;
+    }
+    set->nameless = nameless;
+}
+
+void segment_set_scan(struct segment_set *set, uint64_t now_ns)
+{
+    assert(set->retired_count == 0);
+    set->scans++;
+    set->ignored = 0;
+    memset(set->rejected, 0, sizeof set->rejected);
+    drop_truncated(set);
+    DIR *directory = opendir(set->config.directory);
+    int error = directory ? 0 : errno;
+    if (error != set->directory_error) {
+        if (error)
+            log_warn("cannot read the shared-memory directory, waiting for it", "directory", set->config.directory,
+                     "error", strerror(error), "advice", "create it, let this user read it, or set --shm.dir", NULL);
+        else
+            log_info("reading the shared-memory directory", "directory", set->config.directory, NULL);
+        set->generation++;
+    }
+    set->directory_error = error;
+    if (directory) {
+        for (struct dirent *entry; (entry = readdir(directory)) != NULL;)
+            if (strncmp(entry->d_name, "wideep.", 7) == 0)
+                scan_name(set, dirfd(directory), entry->d_name, now_ns);
+        (void)closedir(directory);
+    }
+    /* A directory that is gone has no names either. One that cannot be read just now, for want of a descriptor say, tells
+     * nothing about them. */
+    if (directory || error == ENOENT || error == ENOTDIR)
+        drop_unseen(set);
+    for (uint32_t i = 0; i < set->count; i++)
+        update_state(set, set->segments[i], now_ns);
+    expire_nameless(set);
+}
+
+void segment_refuse(struct segment_set *set, struct segment *segment, unsigned reason)
+{
+    if (segment->refused == reason)
+        return;
+    segment->refused = reason;
+    set->generation++;
+    if (reason != 0)
+        log_warn("segment rejected", "file", segment->file, "reason", segment_reason_name(reason), "advice",
+                 reason_advice(reason), NULL);
+    else
+        log_info("segment accepted again", "file", segment->file, NULL);
+}
+
+void segment_set_count(const struct segment_set *set, uint32_t ret[SEGMENT_STATES][SEGMENT_REASONS])
+{
+    memset(ret, 0, sizeof(uint32_t) * SEGMENT_STATES * SEGMENT_REASONS);
+    for (uint32_t i = 0; i < set->count; i++) {
+        const struct segment *segment = set->segments[i];
+        if (segment->refused)
+            ret[SEGMENT_REJECTED][segment->refused]++;
+        else
+            ret[segment->state][segment->lock_lost ? (unsigned)SEGMENT_LOCK_LOST : (unsigned)WIDEEP_OK]++;
+    }
+    for (unsigned reason = 0; reason < SEGMENT_REASONS; reason++)
+        ret[SEGMENT_REJECTED][reason] += set->rejected[reason];
+    ret[SEGMENT_IGNORED][SEGMENT_OTHER_INSTANCE] = set->ignored;
+}
