@@ -1,9 +1,10 @@
 /*
  * aggregate: from attached segments to what is served: groups, engines, and their rates.
  *
- * One collection: new segments join their groups; retired ones are drained a last time and leave; every ring is drained into
- * the joins; what the joins can decide is emitted; windows, rates and per-expert loads are renewed. The order matters:
- * the scan asks who is alive before rings are drained, so the last records of a dead rank are read before its death counts.
+ * One collection: new segments join their groups; retired ones are drained a last time and leave; every ring is drained
+ * into the joins; what the joins can decide is emitted; windows, rates and per-expert loads are renewed. The order
+ * matters: the scan asks who is alive before rings are drained, so the last records of a dead rank are read before its
+ * death counts.
  *
  * Everything here belongs to the collector thread.
  */
@@ -73,8 +74,8 @@ struct aggregate {
 int aggregate_new(struct aggregate **ret, const struct aggregate_config *config, struct segment_set *set);
 void aggregate_free(struct aggregate *aggregate);
 
-/* One collection after segment_set_scan(); reaps what the scan retired. `experts_wanted`: keep per-expert loads. Returns 0,
- * or -ENOMEM with some figures not renewed. */
+/* One collection after segment_set_scan(); reaps what the scan retired. `experts_wanted`: keep per-expert loads.
+ * Returns 0, or -ENOMEM with some figures not renewed. */
 int aggregate_collect(struct aggregate *aggregate, bool experts_wanted, uint64_t now_ns);
 
 /* Is a rearrangement under way on any live rank of the engine? Outputs may be NULL: whether one blocks, and since when

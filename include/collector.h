@@ -1,7 +1,8 @@
 /*
  * collector: the one thread that reads shared memory: scan, drain, aggregate, publish, at a fixed interval.
  *
- * It owns the segment set, the aggregate and the layouts. What others see of its work are the snapshots that it publishes.
+ * It owns the segment set, the aggregate and the layouts. What others see of its work are the snapshots that it
+ * publishes.
  */
 #ifndef WIDEEP_COLLECTOR_H
 #define WIDEEP_COLLECTOR_H
@@ -19,7 +20,8 @@ struct collector_config {
 
 struct collector;
 
-/* Makes one collection, so that the first scrape finds a snapshot, then starts the thread. Returns 0 or a negative errno. */
+/* Makes one collection, so that the first scrape finds a snapshot, then starts the thread. Returns 0 or a negative
+ * errno. */
 int collector_start(struct collector **ret, const struct collector_config *config);
 
 /* Ends the thread and withdraws the newest snapshot. NULL is fine. */

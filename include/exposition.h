@@ -16,8 +16,8 @@
 
 struct layout;
 
-/* Lays out all series of the aggregate, at most `limit`; with the label wideep_instance on those that come from segments
- * when `instance_label`. Returns 0 or -ENOMEM. Collector thread. */
+/* Lays out all series of the aggregate, at most `limit`; with the label wideep_instance on those that come from
+ * segments when `instance_label`. Returns 0 or -ENOMEM. Collector thread. */
 int layout_new(struct layout **ret, const struct family_sources *sources, uint64_t limit, bool instance_label);
 
 /* Reference counting, any thread. NULL is fine. */

@@ -1,9 +1,9 @@
 /*
- * family: the table of metric families. Rendering, documentation and tests are driven by it: adding a metric is adding a
- * row in family.c.
+ * family: the table of metric families. Rendering, documentation and tests are driven by it: adding a metric is adding
+ * a row in family.c.
  *
- * family_walk() visits every series in the order of the table. The order is a function of the aggregate's generation, so
- * label texts can be made once per generation and values alone be read at each collection.
+ * family_walk() visits every series in the order of the table. The order is a function of the aggregate's generation,
+ * so label texts can be made once per generation and values alone be read at each collection.
  */
 #ifndef WIDEEP_FAMILY_H
 #define WIDEEP_FAMILY_H

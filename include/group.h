@@ -19,9 +19,9 @@
 
 #include "join.h"
 
-#define GROUP_SLICES 40
+#define GROUP_SLICES               40
 #define GROUP_BALANCEDNESS_BUCKETS 12 /* 0.1 … 0.9, 0.95, 1 and +Inf */
-#define GROUP_CHECKPOINTS 5           /* of a member's expert tokens: quarters of the window */
+#define GROUP_CHECKPOINTS          5  /* of a member's expert tokens: quarters of the window */
 
 struct group;
 
@@ -74,7 +74,7 @@ struct group {
     uint64_t slice_ns;
     uint64_t newest_slice; /* 0: none yet */
     uint64_t slice_index[GROUP_SLICES];
-    struct group_slice_layer *slice; /* [GROUP_SLICES][layers] */
+    struct group_slice_layer *slice;  /* [GROUP_SLICES][layers] */
     struct group_slice_layer *window; /* [layers], Σ over the slices of the window, of the newest group_settle() */
 
     uint64_t *base;        /* [layers][ep_size], NULL: 0 */
@@ -99,7 +99,8 @@ int group_join(struct group *group, struct segment *segment, uint32_t model);
  * sums over ranks lose by it. */
 void group_leave(struct member *member, uint64_t now_ns, bool stays);
 
-/* Takes the member into the sums over ranks, or out of them. `whole`: all it has counted so far is new to this exporter. */
+/* Takes the member into the sums over ranks, or out of them. `whole`: all it has counted so far is new to this
+ * exporter. */
 void group_count_member(struct member *member, bool counted, bool whole);
 
 /* A pass read from a member's ring. Returns false when it came too late. */

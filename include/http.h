@@ -1,8 +1,8 @@
 /*
  * http: serves snapshots over HTTP with libmicrohttpd, one daemon per listening socket.
  *
- * A request takes a reference to the newest snapshot, which its response holds until it is sent. Handlers touch no shared
- * memory. Statistics are atomics with static storage: http_stats() works before the start and after the stop.
+ * A request takes a reference to the newest snapshot, which its response holds until it is sent. Handlers touch no
+ * shared memory. Statistics are atomics with static storage: http_stats() works before the start and after the stop.
  */
 #ifndef WIDEEP_HTTP_H
 #define WIDEEP_HTTP_H

@@ -1,9 +1,9 @@
 /*
  * join: adds up what the ranks of a group routed, pass by pass.
  *
- * A rank knows only the tokens that it routed itself. The load of an EP rank in a pass is the sum over all ranks of what
- * they sent to it, and the pass costs what its slowest EP rank costs. So the partial sums of one pass must be joined before
- * a maximum is taken, and the maximum taken before passes are added up.
+ * A rank knows only the tokens that it routed itself. The load of an EP rank in a pass is the sum over all ranks of
+ * what they sent to it, and the pass costs what its slowest EP rank costs. So the partial sums of one pass must be
+ * joined before a maximum is taken, and the maximum taken before passes are added up.
  *
  *     rank 0 ring ─┐                        ┌───────────────────────┐
  *     rank 1 ring ─┼─ join_supply() ──────► │ open passes, by number │ ── join_emit() ──► complete: figures per layer
@@ -17,12 +17,13 @@
  *   attached, its first readable pass is later         the pass is discarded without a trace: we came too late for it
  *   stands at a later pass                             incomplete: lost (after an overrun) or skipped
  *   died before it supplied                            incomplete: dead
- *   otherwise                                          wait, until the group's newest record is 1 s younger than the pass
- *                                                      or JOIN_OPEN_MAX passes are open: incomplete: late
+ *   otherwise                                          wait, until the group's newest record is 1 s younger than the
+ * pass or JOIN_OPEN_MAX passes are open: incomplete: late
  *
- * Two steps in one pass make it incomplete: step_mismatch. A record flagged REDUCED stands for its layer: of several, the
- * lowest EP rank's alone; members that never recorded anything are not waited for where all layers are reduced. Nothing
- * depends on the order in which rings are drained, because emission comes after all of them, and time is the records'.
+ * Two steps in one pass make it incomplete: step_mismatch. A record flagged REDUCED stands for its layer: of several,
+ * the lowest EP rank's alone; members that never recorded anything are not waited for where all layers are reduced.
+ * Nothing depends on the order in which rings are drained, because emission comes after all of them, and time is the
+ * records'.
  *
  * Memory is one row of sums per open pass and layer, whatever the number of ranks.
  *
@@ -38,8 +39,8 @@
 #include "ring.h"
 
 #define JOIN_OPEN_MAX 256
-#define JOIN_LATE_NS 1000000000u
-#define JOIN_GAPS 4
+#define JOIN_LATE_NS  1000000000u
+#define JOIN_GAPS     4
 
 enum join_cause { JOIN_DEAD, JOIN_SKIPPED, JOIN_LOST, JOIN_LATE, JOIN_STEP_MISMATCH, JOIN_CAUSES };
 
@@ -87,8 +88,8 @@ bool join_ready(const struct join *join, uint64_t pass);
 bool join_supply(struct join *join, struct join_member *const *members, uint32_t count, struct join_member *member,
                  const struct ring_pass *pass);
 
-/* Emits what can be decided. `blocked`: a ring could not be drained because join_ready() refused, so the oldest open pass
- * has to go. Returns how many passes it closed. */
+/* Emits what can be decided. `blocked`: a ring could not be drained because join_ready() refused, so the oldest open
+ * pass has to go. Returns how many passes it closed. */
 uint32_t join_emit(struct join *join, struct join_member *const *members, uint32_t count, bool blocked,
                    const struct join_sink *sink);
 

@@ -1,8 +1,8 @@
 /*
  * options: the daemon's flags and environment variables, driven by one table.
  *
- * Each flag --a.b-c=VALUE (or "--a.b-c VALUE") is also the environment variable WIDEEP_A_B_C; the flag wins. Flags that may
- * be repeated are separated by commas in the environment. Variables that are no flag's are left alone.
+ * Each flag --a.b-c=VALUE (or "--a.b-c VALUE") is also the environment variable WIDEEP_A_B_C; the flag wins. Flags that
+ * may be repeated are separated by commas in the environment. Variables that are no flag's are left alone.
  */
 #ifndef WIDEEP_OPTIONS_H
 #define WIDEEP_OPTIONS_H
@@ -13,7 +13,7 @@
 #include <stdio.h>
 
 #define OPTIONS_ADDRESSES_MAX 8
-#define OPTIONS_TEXT_MAX 256
+#define OPTIONS_TEXT_MAX      256
 
 struct options {
     char shm_dir[OPTIONS_TEXT_MAX];
@@ -33,7 +33,8 @@ struct options {
     uint64_t version, help;
 };
 
-/* Returns 0, or -EINVAL with one line in `error` that says which flag or variable, what was wrong, and what is allowed. */
+/* Returns 0, or -EINVAL with one line in `error` that says which flag or variable, what was wrong, and what is allowed.
+ */
 int options_parse(struct options *ret, int argc, char *const *argv, char *error, size_t error_size);
 
 void options_print_help(FILE *file);

@@ -1,6 +1,6 @@
 /*
- * rcu: publication of one pointer with liburcu's bulletproof flavour, which registers threads by itself: those that read are
- * the HTTP library's.
+ * rcu: publication of one pointer with liburcu's bulletproof flavour, which registers threads by itself: those that
+ * read are the HTTP library's.
  *
  * liburcu before 0.15 tells ThreadSanitizer nothing of a grace period. The two annotations say that all accesses inside
  * a read-side section happen before the end of the synchronize_rcu() that waited for it; without the sanitizer they are
@@ -23,10 +23,10 @@
 void __tsan_acquire(void *address);
 void __tsan_release(void *address);
 extern char rcu_grace_period;
-#define RCU_READ_ENDS() __tsan_release(&rcu_grace_period)
+#define RCU_READ_ENDS()          __tsan_release(&rcu_grace_period)
 #define RCU_GRACE_PERIOD_ENDED() __tsan_acquire(&rcu_grace_period)
 #else
-#define RCU_READ_ENDS() ((void)0)
+#define RCU_READ_ENDS()          ((void)0)
 #define RCU_GRACE_PERIOD_ENDED() ((void)0)
 #endif
 

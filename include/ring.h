@@ -1,9 +1,9 @@
 /*
  * ring: drains the record rings of one attached segment into whole passes.
  *
- * The slot protocol is wideep_shm.h's; this module keeps the position, counts what was lost and by what cause, and hands
- * over a pass only when all its records were read: from the one flagged FIRST to the one flagged LAST, without a gap. What
- * is accepted plus what is lost is what was written, to the record.
+ * The slot protocol is wideep_shm.h's; this module keeps the position, counts what was lost and by what cause, and
+ * hands over a pass only when all its records were read: from the one flagged FIRST to the one flagged LAST, without a
+ * gap. What is accepted plus what is lost is what was written, to the record.
  *
  * Scanning thread only.
  */

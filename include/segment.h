@@ -24,10 +24,10 @@
 #include <stdbool.h>
 #include <sys/types.h>
 
-#define SEGMENT_MAX 1024           /* attached at once */
-#define SEGMENT_FILES_MAX 16384    /* names remembered */
+#define SEGMENT_MAX        1024  /* attached at once */
+#define SEGMENT_FILES_MAX  16384 /* names remembered */
 #define SEGMENT_OWNERS_MAX 16
-#define SEGMENT_MODEL_MAX (3 * WIDEEP_MAX_NAME + 1)
+#define SEGMENT_MODEL_MAX  (3 * WIDEEP_MAX_NAME + 1)
 
 enum segment_state { SEGMENT_LIVE, SEGMENT_DEAD, SEGMENT_CLOSED, SEGMENT_REJECTED, SEGMENT_IGNORED, SEGMENT_STATES };
 

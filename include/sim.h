@@ -91,8 +91,7 @@ struct sim_pass {
 enum sim_record { SIM_RECORD_NONE, SIM_RECORD_PARTIAL, SIM_RECORD_REDUCED };
 
 uint64_t sim_mix(uint64_t a, uint64_t b, uint64_t c);
-void sim_workload_pass(const struct sim_options *options, uint32_t group, uint64_t pass,
-                       struct sim_pass *ret);
+void sim_workload_pass(const struct sim_options *options, uint32_t group, uint64_t pass, struct sim_pass *ret);
 /* Passes between rearrangements, 0: there are none. */
 uint64_t sim_workload_interval(const struct sim_options *options);
 /* How many passes begin within `seconds` (paced runs). */
@@ -105,8 +104,8 @@ enum sim_record sim_workload_joined(const struct sim_options *options, uint64_t 
 /* Tokens of a rank's batch, and how it is cut up. */
 uint32_t sim_workload_batch(const struct sim_options *options, uint32_t group, const struct sim_pass *pass,
                             uint32_t ep_rank);
-void sim_workload_dbo(const struct sim_options *options, uint32_t group, const struct sim_pass *pass,
-                      uint32_t ep_rank, struct wideep_dbo_stats *ret);
+void sim_workload_dbo(const struct sim_options *options, uint32_t group, const struct sim_pass *pass, uint32_t ep_rank,
+                      struct wideep_dbo_stats *ret);
 /* Tokens that front end `frontend` (SIM_NOBODY: a rank) of engine `engine` counts. */
 void sim_workload_tokens(const struct sim_options *options, uint32_t engine, uint32_t frontend,
                          const struct sim_pass *pass, uint64_t *ret_prompt, uint64_t *ret_generation);

@@ -15,12 +15,12 @@
 
 struct snapshot;
 
-/* Takes over a reference to `layout` and the array of its values. Returns NULL, with both still the caller's, when there
- * is no memory. Collector thread. */
+/* Takes over a reference to `layout` and the array of its values. Returns NULL, with both still the caller's, when
+ * there is no memory. Collector thread. */
 struct snapshot *snapshot_new(struct layout *layout, struct value *values, uint64_t time_ns);
 
-/* Makes it the newest; takes over the caller's reference. NULL withdraws the newest. Waits for a grace period, which is as
- * long as readers need to take a reference. Collector thread. */
+/* Makes it the newest; takes over the caller's reference. NULL withdraws the newest. Waits for a grace period, which is
+ * as long as readers need to take a reference. Collector thread. */
 void snapshot_publish(struct snapshot *snapshot);
 
 /* The newest published snapshot with a reference for the caller, or NULL before the first collection.

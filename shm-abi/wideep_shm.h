@@ -97,32 +97,32 @@ extern "C" {
 
 /* ---- constants ---------------------------------------------------------------------------------------------- */
 
-#define WIDEEP_MAGIC "WIDEEPSM" /* 8 bytes, without the NUL */
-#define WIDEEP_ABI_MAJOR 1u     /* another major: refuse */
-#define WIDEEP_ABI_MINOR 0u     /* a higher minor adds section types or uses reserved words: read on */
+#define WIDEEP_MAGIC      "WIDEEPSM" /* 8 bytes, without the NUL */
+#define WIDEEP_ABI_MAJOR  1u         /* another major: refuse */
+#define WIDEEP_ABI_MINOR  0u         /* a higher minor adds section types or uses reserved words: read on */
 #define WIDEEP_ENDIAN_TAG 0x01020304u
-#define WIDEEP_WORD_BITS 64u
+#define WIDEEP_WORD_BITS  64u
 
-#define WIDEEP_IDENTITY_PAGE 4096u
-#define WIDEEP_MAX_SECTIONS 16u
-#define WIDEEP_MAX_MODELS 4u
-#define WIDEEP_MAX_NAME 255u              /* bytes of a model name */
-#define WIDEEP_MAX_INSTANCE 63u           /* bytes of an instance name: A-Z a-z 0-9 . _ -, no leading dot */
-#define WIDEEP_MAX_LAYERS 512u            /* MoE layers of a model */
-#define WIDEEP_MAX_LOGICAL_EXPERTS 4096u  /* per layer */
+#define WIDEEP_IDENTITY_PAGE        4096u
+#define WIDEEP_MAX_SECTIONS         16u
+#define WIDEEP_MAX_MODELS           4u
+#define WIDEEP_MAX_NAME             255u  /* bytes of a model name */
+#define WIDEEP_MAX_INSTANCE         63u   /* bytes of an instance name: A-Z a-z 0-9 . _ -, no leading dot */
+#define WIDEEP_MAX_LAYERS           512u  /* MoE layers of a model */
+#define WIDEEP_MAX_LOGICAL_EXPERTS  4096u /* per layer */
 #define WIDEEP_MAX_PHYSICAL_EXPERTS 8192u /* per layer */
-#define WIDEEP_MAX_EP_SIZE 1024u
-#define WIDEEP_MAX_NUMBER 65535u /* highest engine, rank and front-end number */
-#define WIDEEP_MAX_UBATCHES 4u
-#define WIDEEP_MAX_SEGMENT_SIZE (1ull << 30)
-#define WIDEEP_MAX_PATH 512u /* bytes of the directory's absolute path */
+#define WIDEEP_MAX_EP_SIZE          1024u
+#define WIDEEP_MAX_NUMBER           65535u /* highest engine, rank and front-end number */
+#define WIDEEP_MAX_UBATCHES         4u
+#define WIDEEP_MAX_SEGMENT_SIZE     (1ull << 30)
+#define WIDEEP_MAX_PATH             512u /* bytes of the directory's absolute path */
 
-#define WIDEEP_RING_HEADER 128u           /* head has these bytes to itself */
-#define WIDEEP_RING_PASSES 64u            /* depth of the EPLB ring in passes of all models */
+#define WIDEEP_RING_HEADER     128u       /* head has these bytes to itself */
+#define WIDEEP_RING_PASSES     64u        /* depth of the EPLB ring in passes of all models */
 #define WIDEEP_RING_MIN_PASSES 4u         /* kept even where the size limit would leave fewer */
-#define WIDEEP_RING_MAX_SIZE (4u << 20)   /* bytes of the EPLB ring's slots */
-#define WIDEEP_DBO_SLOTS 512u
-#define WIDEEP_SLOT_HEADER 64u            /* bytes of an EPLB slot before rank_tokens */
+#define WIDEEP_RING_MAX_SIZE   (4u << 20) /* bytes of the EPLB ring's slots */
+#define WIDEEP_DBO_SLOTS       512u
+#define WIDEEP_SLOT_HEADER     64u /* bytes of an EPLB slot before rank_tokens */
 
 #define WIDEEP_STEP_UNKNOWN 0xffffffffu
 
@@ -141,11 +141,11 @@ enum wideep_section_type {
 #define WIDEEP_LOADS_REPLICATED 1u /* the TP ranks of this engine route the same tokens: count tp_rank 0's alone */
 
 /* Flags of an EPLB record. */
-#define WIDEEP_REDUCED 1u     /* avg and max are of the whole group: this record stands for its pass and layer */
-#define WIDEEP_PARTIAL 2u     /* rank_tokens are what this rank routed; sum them over the group's ranks */
-#define WIDEEP_REBALANCING 4u /* a rearrangement was under way when the record was made */
-#define WIDEEP_FIRST 8u       /* first record of a pass of one model */
-#define WIDEEP_LAST 16u       /* last record of it: the pass is whole */
+#define WIDEEP_REDUCED     1u  /* avg and max are of the whole group: this record stands for its pass and layer */
+#define WIDEEP_PARTIAL     2u  /* rank_tokens are what this rank routed; sum them over the group's ranks */
+#define WIDEEP_REBALANCING 4u  /* a rearrangement was under way when the record was made */
+#define WIDEEP_FIRST       8u  /* first record of a pass of one model */
+#define WIDEEP_LAST        16u /* last record of it: the pass is whole */
 
 enum wideep_mode { WIDEEP_SYNC = 0, WIDEEP_ASYNC = 1 };
 #define WIDEEP_MODES 2u
@@ -163,11 +163,11 @@ enum wideep_outcome {
     WIDEEP_COORDINATION_FAILURE = 4,
     WIDEEP_OTHER = 5
 };
-#define WIDEEP_OUTCOMES 6u
+#define WIDEEP_OUTCOMES      6u
 #define WIDEEP_FIRST_FALLOUT 3u
 
 #define WIDEEP_DURATION_BUCKETS 13u /* 12 bounds and +Inf */
-#define WIDEEP_UBATCH_BUCKETS 15u   /* 14 bounds and +Inf */
+#define WIDEEP_UBATCH_BUCKETS   15u /* 14 bounds and +Inf */
 
 /* live.recording */
 enum wideep_recording { WIDEEP_RECORDING_UNKNOWN = 0, WIDEEP_RECORDING_YES = 1, WIDEEP_RECORDING_NO = 2 };
@@ -231,13 +231,13 @@ struct wideep_identity {
 };
 
 struct wideep_live_model {
-    uint64_t passes;                /* number of the newest pass + 1, recorded or not; 0: none yet */
-    uint64_t pass_time_ns;          /* CLOCK_BOOTTIME of it */
-    uint64_t rebalancing_since_ns;  /* CLOCK_BOOTTIME; 0: no rearrangement under way */
-    uint64_t rebalancing_mode;      /* enum wideep_mode, stored before rebalancing_since_ns: a sync one blocks */
-    uint64_t since_rearrangement;   /* passes since the last rearrangement, the engine's own count where it gives one */
-    uint64_t recording;             /* enum wideep_recording of the newest pass */
-    uint64_t recorded_time_ns;      /* CLOCK_BOOTTIME of the newest recorded pass; 0: none yet */
+    uint64_t passes;               /* number of the newest pass + 1, recorded or not; 0: none yet */
+    uint64_t pass_time_ns;         /* CLOCK_BOOTTIME of it */
+    uint64_t rebalancing_since_ns; /* CLOCK_BOOTTIME; 0: no rearrangement under way */
+    uint64_t rebalancing_mode;     /* enum wideep_mode, stored before rebalancing_since_ns: a sync one blocks */
+    uint64_t since_rearrangement;  /* passes since the last rearrangement, the engine's own count where it gives one */
+    uint64_t recording;            /* enum wideep_recording of the newest pass */
+    uint64_t recorded_time_ns;     /* CLOCK_BOOTTIME of the newest recorded pass; 0: none yet */
     uint64_t reserved;
 };
 
@@ -274,9 +274,9 @@ struct wideep_totals {
 struct wideep_eplb_slot {
     uint64_t seq;
     uint64_t pass;
-    uint64_t time_ns;                   /* CLOCK_BOOTTIME */
-    uint64_t tags;                      /* bits 0-7 model, 8-15 flags, 16-31 layer, 32-63 rearrangement step */
-    double avg_tokens_per_rank;         /* REDUCED: of the group; PARTIAL: of what this rank routed */
+    uint64_t time_ns;           /* CLOCK_BOOTTIME */
+    uint64_t tags;              /* bits 0-7 model, 8-15 flags, 16-31 layer, 32-63 rearrangement step */
+    double avg_tokens_per_rank; /* REDUCED: of the group; PARTIAL: of what this rank routed */
     double max_tokens_per_rank;
     double balancedness;                /* avg / max, 0 when no token was routed */
     uint64_t rearrangement_duration_ns; /* of a rearrangement that ended since the last recorded pass, else 0 */
@@ -295,7 +295,7 @@ struct wideep_dbo_slot {
 };
 
 #define WIDEEP_AT(type, field, at) WIDEEP_ASSERT(offsetof(struct type, field) == (at), #type "." #field " moved")
-#define WIDEEP_SIZE(type, size) WIDEEP_ASSERT(sizeof(struct type) == (size), "struct " #type " changed its size")
+#define WIDEEP_SIZE(type, size)    WIDEEP_ASSERT(sizeof(struct type) == (size), "struct " #type " changed its size")
 WIDEEP_AT(wideep_section, type, 0);
 WIDEEP_AT(wideep_section, stride, 4);
 WIDEEP_AT(wideep_section, offset, 8);
@@ -412,13 +412,13 @@ WIDEEP_ASSERT(sizeof(double) == 8, "double must be IEEE 754 binary64");
 #ifdef WIDEEP_TSAN
 #define WIDEEP_FENCE_RELEASE() ((void)0)
 #define WIDEEP_FENCE_ACQUIRE() ((void)0)
-#define WIDEEP_PAYLOAD_STORE __ATOMIC_RELEASE
-#define WIDEEP_PAYLOAD_LOAD __ATOMIC_ACQUIRE
+#define WIDEEP_PAYLOAD_STORE   __ATOMIC_RELEASE
+#define WIDEEP_PAYLOAD_LOAD    __ATOMIC_ACQUIRE
 #else
 #define WIDEEP_FENCE_RELEASE() __atomic_thread_fence(__ATOMIC_RELEASE)
 #define WIDEEP_FENCE_ACQUIRE() __atomic_thread_fence(__ATOMIC_ACQUIRE)
-#define WIDEEP_PAYLOAD_STORE __ATOMIC_RELAXED
-#define WIDEEP_PAYLOAD_LOAD __ATOMIC_RELAXED
+#define WIDEEP_PAYLOAD_STORE   __ATOMIC_RELAXED
+#define WIDEEP_PAYLOAD_LOAD    __ATOMIC_RELAXED
 #endif
 
 /* A word of shared memory, without order. */
@@ -481,7 +481,7 @@ WIDEEP_API uint64_t wideep_i_round_up(uint64_t value, uint64_t to)
 /* Upper bound of duration bucket i in nanoseconds, 0.05 s … 120 s; UINT64_MAX for the last. i < 13. */
 WIDEEP_API uint64_t wideep_duration_bound_ns(unsigned i)
 {
-    static const uint32_t bounds_ms[WIDEEP_DURATION_BUCKETS - 1] = {50,   100,  250,   500,   1000,  2500,
+    static const uint32_t bounds_ms[WIDEEP_DURATION_BUCKETS - 1] = {50,   100,   250,   500,   1000,  2500,
                                                                     5000, 10000, 20000, 30000, 60000, 120000};
     return i < WIDEEP_DURATION_BUCKETS - 1 ? (uint64_t)bounds_ms[i] * 1000000u : UINT64_MAX;
 }
@@ -526,9 +526,9 @@ enum wideep_reason {
 
 WIDEEP_API const char *wideep_reason_name(enum wideep_reason reason)
 {
-    static const char *const names[WIDEEP_REASONS] = {"ok",        "empty",       "truncated", "bad_magic",
+    static const char *const names[WIDEEP_REASONS] = {"ok",         "empty",         "truncated",   "bad_magic",
                                                       "bad_endian", "bad_word_size", "bad_version", "bad_size",
-                                                      "bad_limit", "bad_name",    "bad_section"};
+                                                      "bad_limit",  "bad_name",      "bad_section"};
     return (unsigned)reason < WIDEEP_REASONS ? names[reason] : "unknown";
 }
 
@@ -560,8 +560,8 @@ WIDEEP_API uint64_t wideep_plane_offset(const struct wideep_identity *identity, 
 {
     uint64_t words = 0;
     for (uint32_t m = 0; m < model; m++)
-        words += (uint64_t)identity->models[m].layers *
-                 (experts ? identity->models[m].logical_experts : identity->ep_size);
+        words +=
+            (uint64_t)identity->models[m].layers * (experts ? identity->models[m].logical_experts : identity->ep_size);
     return words;
 }
 
@@ -604,8 +604,8 @@ WIDEEP_API enum wideep_reason wideep_i_check_models(const struct wideep_identity
         if (model->layers > WIDEEP_MAX_LAYERS || model->logical_experts > WIDEEP_MAX_LOGICAL_EXPERTS ||
             model->physical_experts > WIDEEP_MAX_PHYSICAL_EXPERTS || model->ep_ranks != id->ep_size)
             return WIDEEP_BAD_LIMIT;
-        if (model->layers > 0 && (model->logical_experts < 1 || model->physical_experts < 1 ||
-                                  model->physical_experts % id->ep_size != 0))
+        if (model->layers > 0 &&
+            (model->logical_experts < 1 || model->physical_experts < 1 || model->physical_experts % id->ep_size != 0))
             return WIDEEP_BAD_LIMIT;
     }
     return WIDEEP_OK;
@@ -715,9 +715,9 @@ WIDEEP_API enum wideep_reason wideep_view_init(struct wideep_view *view, const v
         return WIDEEP_BAD_SIZE;
     if (id->total_size > size)
         return WIDEEP_BAD_TRUNCATED;
-    if ((id->role != WIDEEP_ROLE_RANK && id->role != WIDEEP_ROLE_FRONTEND) ||
-        id->section_count > WIDEEP_MAX_SECTIONS || id->model_count < 1 || id->model_count > WIDEEP_MAX_MODELS ||
-        id->engine > WIDEEP_MAX_NUMBER || id->rank > WIDEEP_MAX_NUMBER || id->tp_rank > WIDEEP_MAX_NUMBER)
+    if ((id->role != WIDEEP_ROLE_RANK && id->role != WIDEEP_ROLE_FRONTEND) || id->section_count > WIDEEP_MAX_SECTIONS ||
+        id->model_count < 1 || id->model_count > WIDEEP_MAX_MODELS || id->engine > WIDEEP_MAX_NUMBER ||
+        id->rank > WIDEEP_MAX_NUMBER || id->tp_rank > WIDEEP_MAX_NUMBER)
         return WIDEEP_BAD_LIMIT;
     if (id->role == WIDEEP_ROLE_RANK &&
         (id->ep_size < 1 || id->ep_size > WIDEEP_MAX_EP_SIZE || id->rank >= id->ep_size))
@@ -808,7 +808,7 @@ WIDEEP_API enum wideep_read wideep_i_ring_copy(const struct wideep_ring *ring, u
          * seen here at most one publication old: an odd seq is ordered after the one before the newest alone. */
         uint64_t later = (seq - 1) / 2, end = wideep_load_acquire(ring->head) + 2 * (uint64_t)ring->batch;
         return seq > 2 * n + 2 && later < end && later % ring->count == n % ring->count ? WIDEEP_READ_OVERRUN
-                                                                                       : WIDEEP_READ_INVALID;
+                                                                                        : WIDEEP_READ_INVALID;
     }
     for (uint32_t i = 1; i < words; i++)
         ret_words[i] = __atomic_load_n(slot + i, WIDEEP_PAYLOAD_LOAD);
@@ -927,8 +927,8 @@ WIDEEP_API int wideep_i_own(const struct wideep_identity *identity)
 }
 
 /* Opens and maps a segment read-only. Returns 0 and a view for wideep_view_close(); -EBADMSG with `ret_reason` (may
- * be NULL) when it is not a valid segment; -EINVAL when it is no regular file; else a negative errno. Safe in the process
- * that writes the segment. Reading a file that somebody truncates meanwhile raises SIGBUS. Any thread. */
+ * be NULL) when it is not a valid segment; -EINVAL when it is no regular file; else a negative errno. Safe in the
+ * process that writes the segment. Reading a file that somebody truncates meanwhile raises SIGBUS. Any thread. */
 WIDEEP_API int wideep_open(struct wideep_view *ret, const char *path, enum wideep_reason *ret_reason)
 {
     struct stat st;
@@ -1000,10 +1000,10 @@ struct wideep_config {
     uint32_t tp_rank;
     uint32_t tp_size; /* 0: 1 */
     uint32_t dp_rank;
-    uint32_t dp_size;                /* 0: 1 */
-    uint32_t flags;                  /* WIDEEP_LOADS_REPLICATED */
-    uint32_t model_count;            /* 1 … 4; models[0] is the one that DBO and token counters are of */
-    uint64_t group;                  /* alike on the ranks that run collectives together, e.g. a hash of their address */
+    uint32_t dp_size;     /* 0: 1 */
+    uint32_t flags;       /* WIDEEP_LOADS_REPLICATED */
+    uint32_t model_count; /* 1 … 4; models[0] is the one that DBO and token counters are of */
+    uint64_t group;       /* alike on the ranks that run collectives together, e.g. a hash of their address */
     uint64_t rearrangement_interval; /* configured passes between rearrangements; 0: unknown */
     struct wideep_model_config models[WIDEEP_MAX_MODELS];
 };
@@ -1040,33 +1040,22 @@ struct wideep_writer {
 WIDEEP_API const char *wideep_error_text(int error)
 {
     switch (error < 0 ? -error : error) {
-    case 0:
-        return "no error";
+    case 0: return "no error";
     case EBUSY:
         return "a live process writes this segment; give each server on a host its own instance (WIDEEP_INSTANCE)";
     case EPERM:
         return "the dead segment belongs to another user and this directory does not let us replace it; remove the "
                "file as its owner, or use a directory of our own (WIDEEP_SHM_DIR)";
-    case ENOSPC:
-        return "the shared-memory directory is full; enlarge the tmpfs or remove dead segments";
-    case ENOENT:
-        return "the shared-memory directory does not exist; create it or set WIDEEP_SHM_DIR";
-    case EACCES:
-        return "no permission to write in the shared-memory directory";
-    case ECHILD:
-        return "the handle belongs to the parent of this forked process; open a segment of its own here";
-    case ESTALE:
-        return "another live segment has taken the name; this writer has stopped";
-    case EINVAL:
-        return "an argument is out of range";
-    case ERANGE:
-        return "a load was negative or a map entry out of range; it was counted as 0, the rest was recorded";
-    case ENAMETOOLONG:
-        return "the model name exceeds 255 bytes, the instance 63 or the directory's path 512";
-    case EEXIST:
-        return "the segment's name is taken by something that is not a regular file; remove it";
-    default:
-        return strerror(error < 0 ? -error : error);
+    case ENOSPC: return "the shared-memory directory is full; enlarge the tmpfs or remove dead segments";
+    case ENOENT: return "the shared-memory directory does not exist; create it or set WIDEEP_SHM_DIR";
+    case EACCES: return "no permission to write in the shared-memory directory";
+    case ECHILD: return "the handle belongs to the parent of this forked process; open a segment of its own here";
+    case ESTALE: return "another live segment has taken the name; this writer has stopped";
+    case EINVAL: return "an argument is out of range";
+    case ERANGE: return "a load was negative or a map entry out of range; it was counted as 0, the rest was recorded";
+    case ENAMETOOLONG: return "the model name exceeds 255 bytes, the instance 63 or the directory's path 512";
+    case EEXIST: return "the segment's name is taken by something that is not a regular file; remove it";
+    default: return strerror(error < 0 ? -error : error);
     }
 }
 
@@ -1273,12 +1262,8 @@ WIDEEP_API void wideep_i_wire(struct wideep_writer *w, unsigned char *base)
         const struct wideep_section *s = &id->sections[i];
         void *at = base + s->offset;
         switch (s->type) {
-        case WIDEEP_SECTION_LIVE:
-            w->live = (struct wideep_live *)at;
-            break;
-        case WIDEEP_SECTION_TOTALS:
-            w->totals = (struct wideep_totals *)at;
-            break;
+        case WIDEEP_SECTION_LIVE: w->live = (struct wideep_live *)at; break;
+        case WIDEEP_SECTION_TOTALS: w->totals = (struct wideep_totals *)at; break;
         case WIDEEP_SECTION_EPLB_RING:
             w->eplb_shared_head = (uint64_t *)at;
             w->eplb_slots = base + s->offset + WIDEEP_RING_HEADER;
@@ -1335,7 +1320,8 @@ WIDEEP_API void wideep_i_inherit(struct wideep_writer *w, const struct wideep_vi
                 continue;
             uint64_t layers = to->layers < from->layers ? to->layers : from->layers;
             uint64_t ranks = id->ep_size < old->identity.ep_size ? id->ep_size : old->identity.ep_size;
-            uint64_t experts = to->logical_experts < from->logical_experts ? to->logical_experts : from->logical_experts;
+            uint64_t experts =
+                to->logical_experts < from->logical_experts ? to->logical_experts : from->logical_experts;
             const uint64_t *rank_plane = old->rank_tokens + wideep_plane_offset(&old->identity, o, 0);
             const uint64_t *expert_plane = old->expert_tokens + wideep_plane_offset(&old->identity, o, 1);
             for (uint64_t l = 0; l < layers; l++) {
@@ -1358,8 +1344,7 @@ WIDEEP_API int wideep_i_writing_fd(int fd, const struct stat *st)
         int number = atoi(entry->d_name);
         if (entry->d_name[0] == '.' || number == fd || number == dirfd(directory) || fstat(number, &other) != 0)
             continue;
-        if (other.st_dev == st->st_dev && other.st_ino == st->st_ino &&
-            (fcntl(number, F_GETFL) & O_ACCMODE) == O_RDWR)
+        if (other.st_dev == st->st_dev && other.st_ino == st->st_ino && (fcntl(number, F_GETFL) & O_ACCMODE) == O_RDWR)
             found = number;
     }
     (void)closedir(directory);
@@ -1446,7 +1431,8 @@ WIDEEP_API void wideep_i_sweep(const struct wideep_writer *w)
     (void)snprintf(prefix, sizeof prefix, ".%s.", w->name);
     size_t length = strlen(prefix);
     for (struct dirent *entry; (entry = readdir(directory)) != NULL;) {
-        if (strncmp(entry->d_name, prefix, length) != 0 || strlen(entry->d_name) != length + 16 || wideep_i_path(path, sizeof path, w, entry->d_name) != 0)
+        if (strncmp(entry->d_name, prefix, length) != 0 || strlen(entry->d_name) != length + 16 ||
+            wideep_i_path(path, sizeof path, w, entry->d_name) != 0)
             continue;
         int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
         if (fd < 0)
@@ -1661,8 +1647,8 @@ WIDEEP_API int wideep_create(struct wideep_writer **ret, const struct wideep_con
     return 0;
 }
 
-/* Gives the segment a name again, as a copy of itself to the last byte (same lineage and instance id, so a reader goes on
- * where it was). */
+/* Gives the segment a name again, as a copy of itself to the last byte (same lineage and instance id, so a reader goes
+ * on where it was). */
 WIDEEP_API int wideep_i_recreate(struct wideep_writer *w, const struct stat *claimed)
 {
     char temporary[WIDEEP_MAX_PATH + 300], path[WIDEEP_MAX_PATH + 300];
@@ -1762,8 +1748,8 @@ WIDEEP_API int wideep_check(struct wideep_writer *w)
     return error;
 }
 
-/* Marks the segment closed, keeps the file with its totals, frees the handle and sets *w to NULL. In a forked child only
- * the pointer goes. NULL is fine. */
+/* Marks the segment closed, keeps the file with its totals, frees the handle and sets *w to NULL. In a forked child
+ * only the pointer goes. NULL is fine. */
 WIDEEP_API void wideep_close(struct wideep_writer **w)
 {
     if (!w || !*w)
@@ -1815,10 +1801,10 @@ WIDEEP_API void wideep_i_payload(uint64_t *slot, unsigned i, uint64_t value)
 }
 
 struct wideep_pass {
-    uint64_t pass;  /* number of the forward pass, from 0 at the group's initialisation, alike on all its ranks, strictly
-                       increasing within a model; passes may be left out (not recorded) */
-    uint32_t model; /* index into config.models */
-    uint32_t step;  /* the engine's passes since the last rearrangement, or WIDEEP_STEP_UNKNOWN */
+    uint64_t pass; /* number of the forward pass, from 0 at the group's initialisation, alike on all its ranks, strictly
+                      increasing within a model; passes may be left out (not recorded) */
+    uint32_t model;                     /* index into config.models */
+    uint32_t step;                      /* the engine's passes since the last rearrangement, or WIDEEP_STEP_UNKNOWN */
     uint64_t rearrangement_duration_ns; /* of a rearrangement that ended since the last recorded pass, else 0 */
 };
 
@@ -1881,9 +1867,9 @@ WIDEEP_API uint64_t *wideep_i_eplb_slot(const struct wideep_writer *w, uint64_t 
  *                         (the map from before a rearrangement that the pass itself completes), -1: none. NULL: the
  *                         expert tokens are left alone.
  *
- * Writes one PARTIAL record per layer and adds to rank tokens, expert tokens and recorded_passes. A negative load counts
- * as 0, tokens under a map entry out of range are of no logical expert; then -ERANGE, with all the rest recorded.
- * Costs about half a microsecond a layer at 288 physical experts. */
+ * Writes one PARTIAL record per layer and adds to rank tokens, expert tokens and recorded_passes. A negative load
+ * counts as 0, tokens under a map entry out of range are of no logical expert; then -ERANGE, with all the rest
+ * recorded. Costs about half a microsecond a layer at 288 physical experts. */
 WIDEEP_API int wideep_record_pass(struct wideep_writer *w, const struct wideep_pass *pass, const int32_t *loads,
                                   const int32_t *physical_to_logical)
 {
@@ -1927,7 +1913,8 @@ WIDEEP_API int wideep_record_pass(struct wideep_writer *w, const struct wideep_p
                 pair = 0;
             }
         }
-        uint32_t flags = WIDEEP_PARTIAL | (layer == 0 ? WIDEEP_FIRST : 0) | (layer + 1 == model->layers ? WIDEEP_LAST : 0);
+        uint32_t flags =
+            WIDEEP_PARTIAL | (layer == 0 ? WIDEEP_FIRST : 0) | (layer + 1 == model->layers ? WIDEEP_LAST : 0);
         wideep_i_eplb_words(slot, pass, now_ns, wideep_i_tags(w, pass, layer, flags), (double)total / ep_size,
                             (double)max, max ? (double)total / ((double)ep_size * (double)max) : 0);
         wideep_i_ring_end(slot, n);
@@ -1969,8 +1956,9 @@ struct wideep_eplb_layer {
     double max_tokens_per_rank; /* of the slowest rank; finite */
 };
 
-/* Records the figures of one pass that the engine has already reduced over all ranks: one REDUCED record per given layer.
- * One call per pass and model, layers in increasing order; it adds to no token plane and not to recorded_passes. */
+/* Records the figures of one pass that the engine has already reduced over all ranks: one REDUCED record per given
+ * layer. One call per pass and model, layers in increasing order; it adds to no token plane and not to recorded_passes.
+ */
 WIDEEP_API int wideep_record_eplb(struct wideep_writer *w, const struct wideep_pass *pass,
                                   const struct wideep_eplb_layer *layers, uint32_t count)
 {
@@ -2005,10 +1993,10 @@ WIDEEP_API int wideep_record_eplb(struct wideep_writer *w, const struct wideep_p
 }
 
 struct wideep_dbo_stats {
-    uint64_t pass;     /* number of the forward pass */
-    uint32_t phase;    /* enum wideep_phase */
-    uint32_t outcome;  /* enum wideep_outcome */
-    uint32_t ubatches; /* 0 … 4 sizes below; those of an engaged pass enter the histogram */
+    uint64_t pass;                               /* number of the forward pass */
+    uint32_t phase;                              /* enum wideep_phase */
+    uint32_t outcome;                            /* enum wideep_outcome */
+    uint32_t ubatches;                           /* 0 … 4 sizes below; those of an engaged pass enter the histogram */
     uint32_t ubatch_tokens[WIDEEP_MAX_UBATCHES]; /* tokens of this rank in each ubatch, padding left out */
     uint32_t reserved;                           /* 0 */
 };
@@ -2053,8 +2041,9 @@ WIDEEP_API int wideep_record_dbo(struct wideep_writer *w, const struct wideep_db
     return 0;
 }
 
-/* A rearrangement of the experts begins. Call it before the engine blocks: the flag is in shared memory when it returns.
- * mode: WIDEEP_SYNC blocks the engine, WIDEEP_ASYNC runs beside it. -EALREADY while one is under way for this model. */
+/* A rearrangement of the experts begins. Call it before the engine blocks: the flag is in shared memory when it
+ * returns. mode: WIDEEP_SYNC blocks the engine, WIDEEP_ASYNC runs beside it. -EALREADY while one is under way for this
+ * model. */
 WIDEEP_API int wideep_rearrangement_begin(struct wideep_writer *w, uint32_t model, enum wideep_mode mode)
 {
     int error = wideep_i_ready(w);
@@ -2072,7 +2061,8 @@ WIDEEP_API int wideep_rearrangement_begin(struct wideep_writer *w, uint32_t mode
     return 0;
 }
 
-/* It is done: counts it with its duration, which `ret_duration_ns` (may be NULL) gets. -EALREADY when none is under way. */
+/* It is done: counts it with its duration, which `ret_duration_ns` (may be NULL) gets. -EALREADY when none is under
+ * way. */
 WIDEEP_API int wideep_rearrangement_end(struct wideep_writer *w, uint32_t model, uint64_t *ret_duration_ns)
 {
     int error = wideep_i_ready(w);

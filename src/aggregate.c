@@ -120,8 +120,8 @@ static bool drain_segment(struct aggregate *aggregate, struct segment *segment)
     return ring_drain_eplb(aggregate->drain, segment, &sink, &aggregate->counts);
 }
 
-/* Rings in turns, emission after each turn, until all are empty. A join that is full lets its oldest pass go only when a
- * whole turn closed nothing. */
+/* Rings in turns, emission after each turn, until all are empty. A join that is full lets its oldest pass go only when
+ * a whole turn closed nothing. */
 static void drain_all(struct aggregate *aggregate)
 {
     bool blocked = true;
@@ -186,7 +186,8 @@ static void refuse_duplicates(struct aggregate *aggregate)
     for (uint32_t i = 0; i < aggregate->set->count; i++) {
         struct segment *segment = aggregate->set->segments[i];
         unsigned reason = 0;
-        for (uint32_t j = 0; segment->state == SEGMENT_LIVE && segment_is_rank(segment) && j < aggregate->set->count; j++) {
+        for (uint32_t j = 0; segment->state == SEGMENT_LIVE && segment_is_rank(segment) && j < aggregate->set->count;
+             j++) {
             const struct segment *other = aggregate->set->segments[j];
             const struct wideep_identity *x = &segment->view.identity, *y = &other->view.identity;
             if (other != segment && other->state == SEGMENT_LIVE && segment_is_rank(other) && x->rank == y->rank &&
@@ -324,8 +325,9 @@ static void engine_finish(struct engine *engine, enum aggregate_engine_label lab
         const struct member *member = engine->lead->members[m];
         if (!member)
             continue;
-        engine->models[engine->model_count++] = (struct engine_model){
-            engine->lead->model[m], m, member->group, label == AGGREGATE_EACH || member->group->label == engine->number};
+        engine->models[engine->model_count++] =
+            (struct engine_model){engine->lead->model[m], m, member->group,
+                                  label == AGGREGATE_EACH || member->group->label == engine->number};
     }
 }
 

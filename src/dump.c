@@ -31,8 +31,8 @@ const char *dump_phase_name(uint32_t phase)
 
 const char *dump_outcome_name(uint32_t outcome)
 {
-    DUMP_NAME(outcome, "engaged", "below_threshold", "idle_rank", "empty_second_ubatch",
-              "coordination_failure", "other");
+    DUMP_NAME(outcome, "engaged", "below_threshold", "idle_rank", "empty_second_ubatch", "coordination_failure",
+              "other");
 }
 
 const char *dump_mode_name(uint32_t mode)
@@ -188,8 +188,7 @@ uint64_t dump_ring_range(const struct wideep_ring *ring, uint64_t want, uint64_t
 
 void dump_refresh(const struct dump_file *file, const struct wideep_ring *ring, uint64_t n)
 {
-    uint64_t at = (uint64_t)(ring->slots - file->copy) + n % ring->count * ring->stride, before = 0,
-             after = 0;
+    uint64_t at = (uint64_t)(ring->slots - file->copy) + n % ring->count * ring->stride, before = 0, after = 0;
     unsigned char *slot = file->copy + at;
 
     if (dump_pread(file->fd, &before, sizeof before, at) != sizeof before)
@@ -224,8 +223,7 @@ static void dump_complain(const char *path, const char *reason)
 }
 
 /* Returns 1 when the file was bad. Of a directory, `name` says which instance a bad file belongs to. */
-static int dump_show(const char *path, bool named, const struct dump_config *config,
-                     const struct dump_clock *clock)
+static int dump_show(const char *path, bool named, const struct dump_config *config, const struct dump_clock *clock)
 {
     struct dump_file file;
     int error = dump_file_load(&file, path, named);
@@ -336,13 +334,11 @@ int main(int argc, char **argv)
         default:
             /* There are none of one letter, so that is one; else it is the whole word. */
             letter[1] = (char)optopt;
-            return dump_usage("unknown option ",
-                              optopt > 0 && optopt < DUMP_DIRECTORY ? letter : argv[optind - 1]);
+            return dump_usage("unknown option ", optopt > 0 && optopt < DUMP_DIRECTORY ? letter : argv[optind - 1]);
         }
     }
     if (strcmp(config.instance, "*") != 0 && !wideep_instance_valid(config.instance, strlen(config.instance)))
-        return dump_usage("an instance has 1 to 63 of A-Z a-z 0-9 . _ - and no leading dot, unlike ",
-                          config.instance);
+        return dump_usage("an instance has 1 to 63 of A-Z a-z 0-9 . _ - and no leading dot, unlike ", config.instance);
     if (!config.directory || !*config.directory)
         config.directory = "/dev/shm";
     if (optind < argc)

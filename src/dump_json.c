@@ -154,8 +154,7 @@ static void json_histogram(FILE *out, const char *key, const uint64_t *buckets, 
         total += wideep_load(buckets + i);
         if (i + 1 < count)
             (void)snprintf(bound, sizeof bound, "%g",
-                           unit_ns ? (double)wideep_duration_bound_ns(i) / 1e9
-                                   : (double)wideep_ubatch_bound(i));
+                           unit_ns ? (double)wideep_duration_bound_ns(i) / 1e9 : (double)wideep_ubatch_bound(i));
         json_u64(out, bound, total);
     }
     json_close(out, '}');
@@ -260,8 +259,7 @@ static void dump_json_model(FILE *out, const struct dump_file *file, uint32_t m)
     json_u64(out, "rearrangement_sum_ns", wideep_load(&totals->rearrangement_sum_ns));
     json_open(out, "rearrangement_seconds", '{');
     for (uint32_t mode = 0; mode < WIDEEP_MODES; mode++)
-        json_histogram(out, dump_mode_name(mode), totals->rearrangement_bucket[mode], WIDEEP_DURATION_BUCKETS,
-                       true);
+        json_histogram(out, dump_mode_name(mode), totals->rearrangement_bucket[mode], WIDEEP_DURATION_BUCKETS, true);
     json_close(out, '}');
     json_close(out, '}');
     json_close(out, '}');

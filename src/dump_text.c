@@ -11,9 +11,8 @@
  * follows. */
 static bool dump_text_harmful(uint32_t c)
 {
-    return (c >= 0x80 && c < 0xa0) || c == 0x061c || c == 0x200e || c == 0x200f ||
-           (c >= 0x2028 && c <= 0x202e) || (c >= 0x2066 && c <= 0x2069) || c == 0xfeff ||
-           (c >= 0xe0000 && c <= 0xe0fff);
+    return (c >= 0x80 && c < 0xa0) || c == 0x061c || c == 0x200e || c == 0x200f || (c >= 0x2028 && c <= 0x202e) ||
+           (c >= 0x2066 && c <= 0x2069) || c == 0xfeff || (c >= 0xe0000 && c <= 0xe0fff);
 }
 
 void dump_text_escaped(FILE *out, const char *bytes, size_t length)
@@ -69,8 +68,7 @@ static void dump_text_duration(FILE *out, uint64_t ns)
 }
 
 /* A CLOCK_BOOTTIME of the segment as a distance from now. */
-static void dump_text_ago(FILE *out, const struct dump_file *file, const struct dump_clock *clock,
-                          uint64_t ns)
+static void dump_text_ago(FILE *out, const struct dump_file *file, const struct dump_clock *clock, uint64_t ns)
 {
     if (!dump_same_boot(file, clock)) {
         (void)fputs("before the host's last start", out);
@@ -96,14 +94,12 @@ static void dump_text_identity(FILE *out, const struct dump_file *file, const st
     time_t seconds = (time_t)(id->start_realtime_ns / 1000000000u);
     struct tm tm;
 
-    (void)fprintf(out, DUMP_ROW "%.1f KiB, owner uid %u\n", "size", (double)id->total_size / 1024,
-                  file->owner);
+    (void)fprintf(out, DUMP_ROW "%.1f KiB, owner uid %u\n", "size", (double)id->total_size / 1024, file->owner);
     (void)fprintf(out, DUMP_ROW "instance %s, engine %u, %s %u\n", "identity", id->instance, id->engine,
                   id->role == WIDEEP_ROLE_FRONTEND ? "front end" : "EP rank", id->rank);
     if (id->role == WIDEEP_ROLE_RANK)
-        (void)fprintf(out, DUMP_ROW "EP %u of %u, TP %u of %u, DP %u of %u, group %016" PRIx64 "%s\n",
-                      "parallelism", id->rank, id->ep_size, id->tp_rank, id->tp_size, id->dp_rank,
-                      id->dp_size, id->group,
+        (void)fprintf(out, DUMP_ROW "EP %u of %u, TP %u of %u, DP %u of %u, group %016" PRIx64 "%s\n", "parallelism",
+                      id->rank, id->ep_size, id->tp_rank, id->tp_size, id->dp_rank, id->dp_size, id->group,
                       id->flags & WIDEEP_LOADS_REPLICATED ? ", loads replicated over TP" : "");
     (void)fprintf(out, DUMP_ROW "lineage %016" PRIx64 ", instance id %016" PRIx64 ", ABI %u.%u\n", "origin",
                   id->lineage, id->instance_id, id->abi_major, id->abi_minor);
@@ -215,8 +211,8 @@ static void dump_text_dbo_totals(FILE *out, const struct wideep_totals *totals)
         uint64_t count = dump_text_sum(totals->ubatch_bucket[i], WIDEEP_UBATCH_BUCKETS);
         if (count == 0)
             continue;
-        (void)fprintf(out, "  %-6s ubatch  %" PRIu64 " with %.1f tokens on average;", dump_ubatch_name(i),
-                      count, (double)wideep_load(&totals->ubatch_sum[i]) / (double)count);
+        (void)fprintf(out, "  %-6s ubatch  %" PRIu64 " with %.1f tokens on average;", dump_ubatch_name(i), count,
+                      (double)wideep_load(&totals->ubatch_sum[i]) / (double)count);
         dump_text_buckets(out, totals->ubatch_bucket[i], WIDEEP_UBATCH_BUCKETS, false);
     }
 }
@@ -255,8 +251,7 @@ static void dump_text_totals(FILE *out, const struct dump_file *file)
 
 static const char *dump_text_lost(enum wideep_read result)
 {
-    return result == WIDEEP_READ_INVALID ? "lost (overwritten while it was read, or not valid)"
-                                         : "lost (overwritten)";
+    return result == WIDEEP_READ_INVALID ? "lost (overwritten while it was read, or not valid)" : "lost (overwritten)";
 }
 
 static void dump_text_eplb(FILE *out, const struct dump_file *file, const struct dump_config *config,
@@ -266,8 +261,8 @@ static void dump_text_eplb(FILE *out, const struct dump_file *file, const struct
 
     (void)fprintf(out, "  EPLB records: %" PRIu64 " ever written, ring of %u\n", head, file->view.eplb.count);
     if (first < head)
-        (void)fprintf(out, "    %12s %12s %5s %5s %10s %12s %12s %8s  %-28s %s\n", "record", "pass", "model",
-                      "layer", "step", "avg tokens", "max tokens", "balance", "flags", "when");
+        (void)fprintf(out, "    %12s %12s %5s %5s %10s %12s %12s %8s  %-28s %s\n", "record", "pass", "model", "layer",
+                      "step", "avg tokens", "max tokens", "balance", "flags", "when");
     for (uint64_t n = first; n < head; n++) {
         struct wideep_eplb_record r;
         dump_refresh(file, &file->view.eplb, n);
@@ -284,9 +279,8 @@ static void dump_text_eplb(FILE *out, const struct dump_file *file, const struct
             if (r.flags & 1u << i)
                 length += (size_t)snprintf(flags + length, sizeof flags - length, "%s%s", length ? " " : "",
                                            dump_flag_name(i));
-        (void)fprintf(out, "    %12" PRIu64 " %12" PRIu64 " %5u %5u %10s %12.1f %12.1f %8.4f  %-28s ", n,
-                      r.pass, r.model, r.layer, step, r.avg_tokens_per_rank, r.max_tokens_per_rank,
-                      r.balancedness, flags);
+        (void)fprintf(out, "    %12" PRIu64 " %12" PRIu64 " %5u %5u %10s %12.1f %12.1f %8.4f  %-28s ", n, r.pass,
+                      r.model, r.layer, step, r.avg_tokens_per_rank, r.max_tokens_per_rank, r.balancedness, flags);
         dump_text_ago(out, file, clock, r.time_ns);
         if (r.rearrangement_duration_ns) {
             (void)fputs(", after a rearrangement of ", out);
@@ -303,8 +297,8 @@ static void dump_text_dbo(FILE *out, const struct dump_file *file, const struct 
 
     (void)fprintf(out, "  DBO records: %" PRIu64 " ever written, ring of %u\n", head, file->view.dbo.count);
     if (first < head)
-        (void)fprintf(out, "    %12s %12s %-8s %-20s %-24s %s\n", "record", "pass", "phase", "outcome",
-                      "ubatch tokens", "when");
+        (void)fprintf(out, "    %12s %12s %-8s %-20s %-24s %s\n", "record", "pass", "phase", "outcome", "ubatch tokens",
+                      "when");
     for (uint64_t n = first; n < head; n++) {
         struct wideep_dbo_record r;
         char tokens[64] = "";
@@ -316,10 +310,10 @@ static void dump_text_dbo(FILE *out, const struct dump_file *file, const struct 
             continue;
         }
         for (uint32_t i = 0; i < r.ubatches; i++)
-            length += (size_t)snprintf(tokens + length, sizeof tokens - length, "%s%u", i ? " " : "",
-                                       r.ubatch_tokens[i]);
-        (void)fprintf(out, "    %12" PRIu64 " %12" PRIu64 " %-8s %-20s %-24s ", n, r.pass,
-                      dump_phase_name(r.phase), dump_outcome_name(r.outcome), tokens);
+            length +=
+                (size_t)snprintf(tokens + length, sizeof tokens - length, "%s%u", i ? " " : "", r.ubatch_tokens[i]);
+        (void)fprintf(out, "    %12" PRIu64 " %12" PRIu64 " %-8s %-20s %-24s ", n, r.pass, dump_phase_name(r.phase),
+                      dump_outcome_name(r.outcome), tokens);
         dump_text_ago(out, file, clock, r.time_ns);
         (void)fputc('\n', out);
     }
@@ -331,9 +325,8 @@ void dump_text(FILE *out, const struct dump_file *file, const struct dump_config
     dump_text_escaped(out, file->path, strlen(file->path));
     (void)fprintf(out, ": %s\n", dump_state_name(file->state));
     if (!file->name_matches)
-        (void)fputs(
-            "  NOTE: the file's name is not that of the identity inside; the exporter refuses such a file\n",
-            out);
+        (void)fputs("  NOTE: the file's name is not that of the identity inside; the exporter refuses such a file\n",
+                    out);
     dump_text_identity(out, file, clock);
     (void)fputs(" live state\n", out);
     dump_text_live(out, file, clock);

@@ -298,12 +298,9 @@ static void add_header(struct buffer *page, const struct family *family)
 static size_t format_value(char *ret, struct value value)
 {
     switch (value.kind) {
-    case VALUE_U64:
-        return text_u64(ret, value.bits);
-    case VALUE_SECONDS:
-        return text_seconds(ret, value.bits);
-    default:
-        return text_double(ret, wideep_i_bits_double(value.bits));
+    case VALUE_U64: return text_u64(ret, value.bits);
+    case VALUE_SECONDS: return text_seconds(ret, value.bits);
+    default: return text_double(ret, wideep_i_bits_double(value.bits));
     }
 }
 

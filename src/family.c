@@ -27,20 +27,34 @@ static struct value number(double value)
 /* ---- label values ------------------------------------------------------------------------------------------- */
 
 static const char *const phases[WIDEEP_PHASES] = {"prefill", "decode"};
-static const char *const outcomes[WIDEEP_OUTCOMES] = {"engaged",     "below_threshold",
-                                                      "idle_rank",   "empty_second_ubatch",
-                                                      "coordination_failure", "other"};
+static const char *const outcomes[WIDEEP_OUTCOMES] = {
+    "engaged", "below_threshold", "idle_rank", "empty_second_ubatch", "coordination_failure", "other"};
 static const char *const ubatches[WIDEEP_MAX_UBATCHES] = {"first", "second", "third", "fourth"};
 static const char *const modes[WIDEEP_MODES] = {"sync", "async"};
 static const char *const incomplete_causes[JOIN_CAUSES] = {"dead", "skipped", "lost", "late", "step_mismatch"};
 static const char *const kinds[RING_KINDS] = {"eplb", "dbo"};
 static const char *const lost_causes[RING_CAUSES] = {"overrun", "torn", "invalid", "late"};
 static const char *const states[SEGMENT_STATES] = {"live", "dead", "closed", "rejected", "ignored"};
-static const char *const reasons[SEGMENT_REASONS] = {
-    "ok",          "empty",     "truncated",   "bad_magic",     "bad_endian",        "bad_word_size",
-    "bad_version", "bad_size",  "bad_limit",   "bad_name",      "bad_section",       "not_regular",
-    "unreadable",  "owner",     "name_mismatch", "duplicate_ep_rank", "truncated_mapping", "over_limit",
-    "other_instance", "lock_lost"};
+static const char *const reasons[SEGMENT_REASONS] = {"ok",
+                                                     "empty",
+                                                     "truncated",
+                                                     "bad_magic",
+                                                     "bad_endian",
+                                                     "bad_word_size",
+                                                     "bad_version",
+                                                     "bad_size",
+                                                     "bad_limit",
+                                                     "bad_name",
+                                                     "bad_section",
+                                                     "not_regular",
+                                                     "unreadable",
+                                                     "owner",
+                                                     "name_mismatch",
+                                                     "duplicate_ep_rank",
+                                                     "truncated_mapping",
+                                                     "over_limit",
+                                                     "other_instance",
+                                                     "lock_lost"};
 const char *const self_codes[SELF_CODES] = {"200", "400", "404", "405", "500", "503", "other"};
 
 static const char *const ubatch_bounds[] = {"1.0",   "2.0",   "4.0",   "8.0",    "16.0",   "32.0",   "64.0",
@@ -472,20 +486,33 @@ static struct value process_start(const struct family_sources *s, const struct f
 
 /* ---- the table ---------------------------------------------------------------------------------------------- */
 
-#define LABEL(label_name, list) {label_name, list, COUNT(list)}
+#define LABEL(label_name, list)       \
+    {                                 \
+        label_name, list, COUNT(list) \
+    }
 #define BOUNDS(list) .bounds = (list), .bound_count = COUNT(list)
 
 /* What must not fall to the limit on series comes first; the widest families come last. */
 const struct family families[] = {
-    {"vllm:dbo_active", FAMILY_GAUGE, SCOPE_ENGINE,
+    {"vllm:dbo_active",
+     FAMILY_GAUGE,
+     SCOPE_ENGINE,
      "Whether the newest Dual Batch Overlap pass had this phase and was engaged (1) or not (0).",
-     {LABEL("phase", phases)}, .get = dbo_active},
-    {"vllm:dbo_fallout_total", FAMILY_COUNTER, SCOPE_ENGINE,
+     {LABEL("phase", phases)},
+     .get = dbo_active},
+    {"vllm:dbo_fallout_total",
+     FAMILY_COUNTER,
+     SCOPE_ENGINE,
      "Passes in which Dual Batch Overlap dropped out; too few tokens or an idle rank are no fallout.",
-     {{"reason", outcomes + WIDEEP_FIRST_FALLOUT, WIDEEP_OUTCOMES - WIDEEP_FIRST_FALLOUT}}, .get = dbo_fallout},
-    {"vllm:ubatch_token_count", FAMILY_HISTOGRAM, SCOPE_ENGINE,
+     {{"reason", outcomes + WIDEEP_FIRST_FALLOUT, WIDEEP_OUTCOMES - WIDEEP_FIRST_FALLOUT}},
+     .get = dbo_fallout},
+    {"vllm:ubatch_token_count",
+     FAMILY_HISTOGRAM,
+     SCOPE_ENGINE,
      "Tokens of the engine's first rank in each micro-batch of the passes with Dual Batch Overlap, padding left out.",
-     {LABEL("ubatch_index", ubatches)}, .histogram = ubatch_tokens, BOUNDS(ubatch_bounds)},
+     {LABEL("ubatch_index", ubatches)},
+     .histogram = ubatch_tokens,
+     BOUNDS(ubatch_bounds)},
     {"vllm:eplb_balancedness_ratio", FAMILY_GAUGE, SCOPE_ENGINE_LAYER,
      "Average over maximum tokens per EP rank: sum of averages over sum of maxima of the passes in the window; absent "
      "without tokens. Of the whole group, repeated under each of its engines.",
@@ -512,11 +539,17 @@ const struct family families[] = {
     {"vllm:generation_throughput_toks_per_s", FAMILY_GAUGE, SCOPE_ENGINE_RATE,
      "Generated tokens per second over the last whole throughput interval; 0 until the first one ends.",
      .get = generation_rate},
-    {"wideep_dbo_passes_total", FAMILY_COUNTER, SCOPE_ENGINE,
-     "Passes by what became of Dual Batch Overlap in them.", {LABEL("phase", phases), LABEL("outcome", outcomes)},
+    {"wideep_dbo_passes_total",
+     FAMILY_COUNTER,
+     SCOPE_ENGINE,
+     "Passes by what became of Dual Batch Overlap in them.",
+     {LABEL("phase", phases), LABEL("outcome", outcomes)},
      .get = dbo_passes},
-    {"wideep_eplb_rearrangements_by_mode_total", FAMILY_COUNTER, SCOPE_ENGINE_MODEL,
-     "Completed expert rearrangements: a sync one blocks the engine, an async one does not.", {LABEL("mode", modes)},
+    {"wideep_eplb_rearrangements_by_mode_total",
+     FAMILY_COUNTER,
+     SCOPE_ENGINE_MODEL,
+     "Completed expert rearrangements: a sync one blocks the engine, an async one does not.",
+     {LABEL("mode", modes)},
      .get = eplb_rearrangements_by_mode},
     {"wideep_eplb_blocked", FAMILY_GAUGE, SCOPE_ENGINE_MODEL,
      "Whether a synchronous rearrangement blocks the engine now (1) or not (0).", .get = eplb_blocked},
@@ -545,31 +578,49 @@ const struct family families[] = {
      "Average over maximum tokens per EP rank of single passes and layers, those with tokens. Counts from the start of "
      "this exporter.",
      .histogram = group_balancedness, BOUNDS(balancedness_bounds)},
-    {"wideep_eplb_passes_incomplete_total", FAMILY_COUNTER, SCOPE_GROUP,
+    {"wideep_eplb_passes_incomplete_total",
+     FAMILY_COUNTER,
+     SCOPE_GROUP,
      "Passes that could not be joined over all ranks, by cause; they enter no other figure. Counts from the start of this "
      "exporter.",
-     {LABEL("cause", incomplete_causes)}, .get = group_incomplete},
+     {LABEL("cause", incomplete_causes)},
+     .get = group_incomplete},
     {"wideep_build_info", FAMILY_GAUGE, SCOPE_EXPORTER, "Always 1; the labels say what was built.", .get = self_build},
     {"wideep_shm_directory_readable", FAMILY_GAUGE, SCOPE_EXPORTER,
      "Whether the shared-memory directory could be read at the newest scan (1) or not (0).", .get = self_directory},
-    {"wideep_segments", FAMILY_GAUGE, SCOPE_EXPORTER, "Segment files by state, and why they are not served.",
-     {LABEL("state", states), LABEL("reason", reasons)}, .get = self_segments},
-    {"wideep_records_total", FAMILY_COUNTER, SCOPE_EXPORTER, "Records read from the rings.", {LABEL("kind", kinds)},
+    {"wideep_segments",
+     FAMILY_GAUGE,
+     SCOPE_EXPORTER,
+     "Segment files by state, and why they are not served.",
+     {LABEL("state", states), LABEL("reason", reasons)},
+     .get = self_segments},
+    {"wideep_records_total",
+     FAMILY_COUNTER,
+     SCOPE_EXPORTER,
+     "Records read from the rings.",
+     {LABEL("kind", kinds)},
      .get = self_records},
-    {"wideep_records_lost_total", FAMILY_COUNTER, SCOPE_EXPORTER,
+    {"wideep_records_lost_total",
+     FAMILY_COUNTER,
+     SCOPE_EXPORTER,
      "Records that could not be used: overwritten before or while they were read, invalid, or of a pass that was already "
      "closed. Totals written by ranks do not suffer from it.",
-     {LABEL("kind", kinds), LABEL("cause", lost_causes)}, .get = self_records_lost},
+     {LABEL("kind", kinds), LABEL("cause", lost_causes)},
+     .get = self_records_lost},
     {"wideep_series_dropped", FAMILY_GAUGE, SCOPE_EXPORTER, "Series over the limit of --limit.series, not served.",
      .get = self_dropped},
-    {"wideep_snapshot_timestamp_seconds", FAMILY_GAUGE, SCOPE_EXPORTER, "Unix time at which these figures were collected.",
-     .get = self_snapshot},
+    {"wideep_snapshot_timestamp_seconds", FAMILY_GAUGE, SCOPE_EXPORTER,
+     "Unix time at which these figures were collected.", .get = self_snapshot},
     {"wideep_collect_duration_seconds", FAMILY_HISTOGRAM, SCOPE_EXPORTER, "Time that a collection took.",
      .histogram = self_collect, BOUNDS(self_bounds)},
     {"wideep_render_duration_seconds", FAMILY_HISTOGRAM, SCOPE_EXPORTER, "Time that rendering a page took.",
      .histogram = self_render, BOUNDS(self_bounds)},
-    {"wideep_http_requests_total", FAMILY_COUNTER, SCOPE_EXPORTER, "HTTP requests by status code.",
-     {LABEL("code", self_codes)}, .get = self_http},
+    {"wideep_http_requests_total",
+     FAMILY_COUNTER,
+     SCOPE_EXPORTER,
+     "HTTP requests by status code.",
+     {LABEL("code", self_codes)},
+     .get = self_http},
     {"wideep_http_requests_in_flight", FAMILY_GAUGE, SCOPE_EXPORTER, "HTTP requests being answered.",
      .get = self_in_flight},
     {"process_cpu_seconds_total", FAMILY_COUNTER, SCOPE_EXPORTER, "Total user and system CPU time spent in seconds.",
@@ -646,9 +697,7 @@ static void walk_engine(const struct family *family, const struct engine *engine
         if (engine->lead)
             walk_labels(family, &at, visit, context);
         break;
-    case SCOPE_ENGINE_RATE:
-        walk_labels(family, &at, visit, context);
-        break;
+    case SCOPE_ENGINE_RATE: walk_labels(family, &at, visit, context); break;
     case SCOPE_SOURCE:
         for (uint32_t i = 0; i < engine->source_count; i++) {
             at.source = &engine->sources[i];
@@ -661,8 +710,7 @@ static void walk_engine(const struct family *family, const struct engine *engine
             walk_labels(family, &at, visit, context);
         }
         break;
-    default:
-        walk_engine_models(family, &at, visit, context);
+    default: walk_engine_models(family, &at, visit, context);
     }
 }
 

@@ -23,7 +23,8 @@ int group_new(struct group **ret, const struct segment *segment, uint32_t model,
     group->layer = calloc(group->layers, sizeof *group->layer);
     group->slice = calloc((size_t)GROUP_SLICES * group->layers, sizeof *group->slice);
     group->window = calloc(group->layers, sizeof *group->window);
-    if (!group->layer || !group->slice || !group->window || join_new(&group->join, group->layers, group->ep_size) != 0) {
+    if (!group->layer || !group->slice || !group->window ||
+        join_new(&group->join, group->layers, group->ep_size) != 0) {
         group_free(group);
         return -ENOMEM;
     }
@@ -292,8 +293,8 @@ void group_settle(struct group *group)
 
 /* ---- per-expert loads --------------------------------------------------------------------------------------- */
 
-/* Copies a plane that belongs to one recorded pass: the count is the same before and after. A writer that never holds still
- * costs one pass of inexactness, not a wait. */
+/* Copies a plane that belongs to one recorded pass: the count is the same before and after. A writer that never holds
+ * still costs one pass of inexactness, not a wait. */
 static uint64_t copy_expert_plane(const struct member *member, uint64_t *ret, size_t words)
 {
     const uint64_t *plane = member_plane(member, true);
@@ -313,7 +314,8 @@ static uint64_t copy_expert_plane(const struct member *member, uint64_t *ret, si
 
 /* Adds a checkpoint when the newest is a quarter of the window old, and drops those that the window has left. Takes
  * `tokens` over when it returns true. */
-static bool keep_checkpoint(struct member *member, uint64_t *tokens, uint64_t passes, uint64_t time_ns, uint64_t window_ns)
+static bool keep_checkpoint(struct member *member, uint64_t *tokens, uint64_t passes, uint64_t time_ns,
+                            uint64_t window_ns)
 {
     while (member->checkpoints > 1 && time_ns - member->checkpoint[0].time_ns > window_ns) {
         free(member->checkpoint[0].tokens);

@@ -8,8 +8,8 @@
 #include <sys/socket.h>
 
 #define CONNECTIONS_MAX 512
-#define IDLE_SECONDS 30
-#define THREADS 2
+#define IDLE_SECONDS    30
+#define THREADS         2
 
 struct http {
     struct http_config config;
@@ -55,8 +55,9 @@ static enum MHD_Result send_response(struct MHD_Connection *connection, unsigned
 static enum MHD_Result send_text(struct MHD_Connection *connection, unsigned code, const char *text)
 {
     /* The library does not write to it; texts are literals. */
-    return send_response(connection, code, "text/plain; charset=utf-8",
-                         MHD_create_response_from_buffer(strlen(text), (void *)(uintptr_t)text, MHD_RESPMEM_PERSISTENT));
+    return send_response(
+        connection, code, "text/plain; charset=utf-8",
+        MHD_create_response_from_buffer(strlen(text), (void *)(uintptr_t)text, MHD_RESPMEM_PERSISTENT));
 }
 
 static void release_snapshot(void *snapshot)
@@ -111,7 +112,8 @@ static enum MHD_Result send_landing(const struct http *http, struct MHD_Connecti
         strlen(http->landing), (void *)(uintptr_t)http->landing, MHD_RESPMEM_PERSISTENT);
 
     if (response)
-        (void)MHD_add_response_header(response, "Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'");
+        (void)MHD_add_response_header(response, "Content-Security-Policy",
+                                      "default-src 'none'; style-src 'unsafe-inline'");
     return send_response(connection, MHD_HTTP_OK, "text/html; charset=utf-8", response);
 }
 
@@ -210,10 +212,10 @@ int http_start(struct http **ret, const struct http_config *config)
                    config->version, config->telemetry_path);
     for (unsigned i = 0; i < config->socket_count; i++) {
         http->daemons[i] = MHD_start_daemon(
-            flags, 0, NULL, NULL, on_request, http, MHD_OPTION_EXTERNAL_LOGGER, on_log, NULL,
-            MHD_OPTION_LISTEN_SOCKET, config->sockets[i], MHD_OPTION_THREAD_POOL_SIZE, (unsigned)THREADS,
-            MHD_OPTION_CONNECTION_LIMIT, (unsigned)CONNECTIONS_MAX, MHD_OPTION_CONNECTION_TIMEOUT,
-            (unsigned)IDLE_SECONDS, MHD_OPTION_NOTIFY_COMPLETED, on_completed, NULL, MHD_OPTION_END);
+            flags, 0, NULL, NULL, on_request, http, MHD_OPTION_EXTERNAL_LOGGER, on_log, NULL, MHD_OPTION_LISTEN_SOCKET,
+            config->sockets[i], MHD_OPTION_THREAD_POOL_SIZE, (unsigned)THREADS, MHD_OPTION_CONNECTION_LIMIT,
+            (unsigned)CONNECTIONS_MAX, MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)IDLE_SECONDS,
+            MHD_OPTION_NOTIFY_COMPLETED, on_completed, NULL, MHD_OPTION_END);
         if (http->daemons[i])
             continue;
         /* Sockets of daemons that did start are theirs. */

@@ -9,12 +9,12 @@ struct open_pass {
     uint64_t time_ns; /* newest of its records */
     uint32_t step;
     bool step_mismatch;
-    bool partial;                                /* somebody supplied partial sums, which cover all layers */
-    uint32_t reduced_layers;                     /* layers that a REDUCED record stands for */
-    uint64_t supplied[WIDEEP_MAX_EP_SIZE / 64];  /* bit per EP rank */
-    uint32_t *reduced_by;                        /* [layers]: 1 + lowest EP rank that reduced it, 0: none */
-    double *reduced_avg, *reduced_max;           /* [layers] */
-    uint64_t *sums;                              /* [layers][ep_size] */
+    bool partial;                               /* somebody supplied partial sums, which cover all layers */
+    uint32_t reduced_layers;                    /* layers that a REDUCED record stands for */
+    uint64_t supplied[WIDEEP_MAX_EP_SIZE / 64]; /* bit per EP rank */
+    uint32_t *reduced_by;                       /* [layers]: 1 + lowest EP rank that reduced it, 0: none */
+    double *reduced_avg, *reduced_max;          /* [layers] */
+    uint64_t *sums;                             /* [layers][ep_size] */
 };
 
 struct join {
@@ -197,7 +197,8 @@ static void add_partial(const struct join *join, struct open_pass *open, const s
     open->partial = true;
 }
 
-static void add_reduced(struct open_pass *open, const struct join_member *member, const struct wideep_eplb_record *record)
+static void add_reduced(struct open_pass *open, const struct join_member *member,
+                        const struct wideep_eplb_record *record)
 {
     uint32_t layer = record->layer;
 

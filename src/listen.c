@@ -14,14 +14,10 @@
 static const char *advice(int error)
 {
     switch (error) {
-    case EADDRINUSE:
-        return "another process listens there: stop it, or choose another port with --web.listen-address";
-    case EACCES:
-        return "this user may not use that port: choose one above 1023";
-    case EADDRNOTAVAIL:
-        return "no interface of this host has that address";
-    default:
-        return "check --web.listen-address";
+    case EADDRINUSE: return "another process listens there: stop it, or choose another port with --web.listen-address";
+    case EACCES: return "this user may not use that port: choose one above 1023";
+    case EADDRNOTAVAIL: return "no interface of this host has that address";
+    default: return "check --web.listen-address";
     }
 }
 

@@ -3,12 +3,22 @@
 #include <ctype.h>
 #include <inttypes.h>
 
-#define COUNT(array) (sizeof(array) / sizeof *(array))
-#define MS UINT64_C(1000000)
-#define S (1000 * MS)
+#define COUNT(array)    (sizeof(array) / sizeof *(array))
+#define MS              UINT64_C(1000000)
+#define S               (1000 * MS)
 #define NAME_MAX_LENGTH 48
 
-enum option_type { TYPE_TEXT, TYPE_INSTANCE, TYPE_PATH, TYPE_OWNERS, TYPE_ADDRESS, TYPE_DURATION, TYPE_NUMBER, TYPE_CHOICE, TYPE_FLAG };
+enum option_type {
+    TYPE_TEXT,
+    TYPE_INSTANCE,
+    TYPE_PATH,
+    TYPE_OWNERS,
+    TYPE_ADDRESS,
+    TYPE_DURATION,
+    TYPE_NUMBER,
+    TYPE_CHOICE,
+    TYPE_FLAG
+};
 
 struct option_row {
     const char *name; /* without the dashes */
@@ -45,8 +55,8 @@ static const struct option_row rows[] = {
      "How often the throughput gauges are renewed.", 1 * S, 3600 * S, NULL},
     {"debug.per-expert", TYPE_FLAG, AT(debug_per_expert), "false",
      "Serve a series per layer and expert for --debug.duration from the start. High cardinality.", 0, 0, NULL},
-    {"debug.duration", TYPE_DURATION, AT(debug_duration_ns), "300s", "How long the per-expert series are served.", 1 * S,
-     24 * 3600 * S, NULL},
+    {"debug.duration", TYPE_DURATION, AT(debug_duration_ns), "300s", "How long the per-expert series are served.",
+     1 * S, 24 * 3600 * S, NULL},
     {"debug.max-duration", TYPE_DURATION, AT(debug_max_duration_ns), "1h", "Longest debug duration that is accepted.",
      1 * S, 24 * 3600 * S, NULL},
     {"limit.series", TYPE_NUMBER, AT(series_limit), "200000",
@@ -160,17 +170,12 @@ static void describe_allowed(const struct option_row *row, char *ret, size_t siz
     case TYPE_OWNERS:
         (void)snprintf(ret, size, "'any' or up to %d numeric user ids separated by commas", SEGMENT_OWNERS_MAX);
         break;
-    case TYPE_PATH:
-        (void)snprintf(ret, size, "a path that begins with / and is not / itself, without ? or #");
-        break;
-    case TYPE_FLAG:
-        (void)snprintf(ret, size, "true or false");
-        break;
+    case TYPE_PATH: (void)snprintf(ret, size, "a path that begins with / and is not / itself, without ? or #"); break;
+    case TYPE_FLAG: (void)snprintf(ret, size, "true or false"); break;
     case TYPE_ADDRESS:
         (void)snprintf(ret, size, ":PORT, HOST:PORT or [IPV6]:PORT, at most %d times", OPTIONS_ADDRESSES_MAX);
         break;
-    default:
-        (void)snprintf(ret, size, "1 to %d characters", OPTIONS_TEXT_MAX - 1);
+    default: (void)snprintf(ret, size, "1 to %d characters", OPTIONS_TEXT_MAX - 1);
     }
 }
 
@@ -190,14 +195,11 @@ static bool set_value(struct options *options, const struct option_row *row, con
     uint64_t number = 0;
 
     switch (row->type) {
-    case TYPE_TEXT:
-        return set_text(field, text);
+    case TYPE_TEXT: return set_text(field, text);
     case TYPE_INSTANCE:
         return (strcmp(text, "*") == 0 || wideep_instance_valid(text, strlen(text))) && set_text(field, text);
-    case TYPE_PATH:
-        return text[0] == '/' && text[1] != 0 && !strpbrk(text, "?# ") && set_text(field, text);
-    case TYPE_OWNERS:
-        return parse_owners(text, options);
+    case TYPE_PATH: return text[0] == '/' && text[1] != 0 && !strpbrk(text, "?# ") && set_text(field, text);
+    case TYPE_OWNERS: return parse_owners(text, options);
     case TYPE_ADDRESS:
         return options->address_count < OPTIONS_ADDRESSES_MAX && strrchr(text, ':') &&
                set_text(options->addresses[options->address_count++], text);
@@ -269,8 +271,8 @@ static int unknown_flag(const char *name, char *error, size_t error_size)
             nearest = rows[i].name;
         }
     }
-    (void)snprintf(error, error_size, "unknown flag --%.60s%s%s%s; try --help", name, nearest ? ", did you mean --" : "",
-                   nearest ? nearest : "", nearest ? "?" : "");
+    (void)snprintf(error, error_size, "unknown flag --%.60s%s%s%s; try --help", name,
+                   nearest ? ", did you mean --" : "", nearest ? nearest : "", nearest ? "?" : "");
     return -EINVAL;
 }
 
@@ -364,8 +366,9 @@ int options_parse(struct options *ret, int argc, char *const *argv, char *error,
     if (options.address_count == 0)
         (void)snprintf(options.addresses[options.address_count++], OPTIONS_TEXT_MAX, ":9464");
     if (options.debug_duration_ns > options.debug_max_duration_ns) {
-        (void)snprintf(error, error_size, "--debug.duration is longer than --debug.max-duration; shorten it or raise the "
-                                          "maximum");
+        (void)snprintf(error, error_size,
+                       "--debug.duration is longer than --debug.max-duration; shorten it or raise the "
+                       "maximum");
         return -EINVAL;
     }
     *ret = options;
@@ -374,10 +377,11 @@ int options_parse(struct options *ret, int argc, char *const *argv, char *error,
 
 void options_print_help(FILE *file)
 {
-    (void)fprintf(file, "Usage: wideep-exporter [--FLAG=VALUE …]\n\n"
-                        "Serves the load balance and batch overlap of wide expert-parallel engines to Prometheus, read from\n"
-                        "the shared-memory segments that their ranks write. Each flag may be given as the environment\n"
-                        "variable under it; the flag wins.\n\n");
+    (void)fprintf(file,
+                  "Usage: wideep-exporter [--FLAG=VALUE …]\n\n"
+                  "Serves the load balance and batch overlap of wide expert-parallel engines to Prometheus, read from\n"
+                  "the shared-memory segments that their ranks write. Each flag may be given as the environment\n"
+                  "variable under it; the flag wins.\n\n");
     for (size_t i = 0; i < COUNT(rows); i++) {
         char name[NAME_MAX_LENGTH + 8];
         variable_name(&rows[i], name, sizeof name);

@@ -7,7 +7,7 @@
 #include <search.h>
 #include <signal.h>
 
-#define SEGMENT_MAGIC 0x5365676d
+#define SEGMENT_MAGIC      0x5365676d
 #define LOCK_LOST_GRACE_NS 10000000000u
 
 /* A name in the directory: attached, or refused for a reason. */
@@ -102,20 +102,14 @@ static const char *reason_advice(unsigned reason)
     case WIDEEP_BAD_VERSION:
         return "written by another major version of the ABI: update the exporter or the engine's plugin";
     case WIDEEP_BAD_ENDIAN:
-    case WIDEEP_BAD_WORD_SIZE:
-        return "written on another kind of machine: remove it";
-    case SEGMENT_OWNER:
-        return "list its owner in --shm.owner if it is an engine's";
-    case SEGMENT_UNREADABLE:
-        return "let the exporter's user read it (mode 0644)";
-    case SEGMENT_NAME_MISMATCH:
-        return "a copy or a renamed segment: remove it";
+    case WIDEEP_BAD_WORD_SIZE: return "written on another kind of machine: remove it";
+    case SEGMENT_OWNER: return "list its owner in --shm.owner if it is an engine's";
+    case SEGMENT_UNREADABLE: return "let the exporter's user read it (mode 0644)";
+    case SEGMENT_NAME_MISMATCH: return "a copy or a renamed segment: remove it";
     case SEGMENT_DUPLICATE_EP_RANK:
         return "two live ranks of one group claim the same EP rank: give each server its own WIDEEP_INSTANCE or group";
-    case SEGMENT_OVER_LIMIT:
-        return "too many files: remove dead segments";
-    default:
-        return "not a segment: remove it, or keep the directory for segments alone";
+    case SEGMENT_OVER_LIMIT: return "too many files: remove dead segments";
+    default: return "not a segment: remove it, or keep the directory for segments alone";
     }
 }
 
@@ -185,8 +179,8 @@ static unsigned segment_map(struct segment *segment, int fd, size_t size)
     if (base == MAP_FAILED)
         return SEGMENT_UNREADABLE;
     segment->guard = guard_add(base, size);
-    unsigned reason = segment->guard < 0 ? (unsigned)SEGMENT_OVER_LIMIT
-                                         : (unsigned)wideep_view_init(&segment->view, base, size);
+    unsigned reason =
+        segment->guard < 0 ? (unsigned)SEGMENT_OVER_LIMIT : (unsigned)wideep_view_init(&segment->view, base, size);
     if (reason == WIDEEP_OK && guards[segment->guard].hit)
         reason = WIDEEP_BAD_TRUNCATED;
     if (reason != WIDEEP_OK) {
@@ -248,9 +242,8 @@ static void update_state(struct segment_set *set, struct segment *segment, uint6
 {
     const struct wideep_view *view = &segment->view;
     /* The lock before the word: whoever is found dead has then written its last. */
-    int alive = memcmp(view->identity.boot_id, set->boot_id, sizeof set->boot_id) == 0
-                    ? set->config.alive(view->fd)
-                    : 0;
+    int alive =
+        memcmp(view->identity.boot_id, set->boot_id, sizeof set->boot_id) == 0 ? set->config.alive(view->fd) : 0;
     uint64_t activity = wideep_load(&view->live->activity);
     enum segment_state state = SEGMENT_LIVE;
     bool lock_lost = false;
@@ -533,8 +526,8 @@ void segment_set_scan(struct segment_set *set, uint64_t now_ns)
                 scan_name(set, dirfd(directory), entry->d_name, now_ns);
         (void)closedir(directory);
     }
-    /* A directory that is gone has no names either. One that cannot be read just now, for want of a descriptor say, tells
-     * nothing about them. */
+    /* A directory that is gone has no names either. One that cannot be read just now, for want of a descriptor say,
+     * tells nothing about them. */
     if (directory || error == ENOENT || error == ENOTDIR)
         drop_unseen(set);
     for (uint32_t i = 0; i < set->count; i++)

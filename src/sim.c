@@ -25,8 +25,7 @@ struct sim_parent {
 static void *sim_share(size_t size)
 {
     /* Pages that nobody touches cost nothing. */
-    void *memory =
-        mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     return memory == MAP_FAILED ? NULL : memory;
 }
 
@@ -74,8 +73,7 @@ static int sim_prepare(struct sim_parent *parent)
     for (uint32_t group = 0; group < options->groups; group++) {
         for (uint32_t i = 0; i < run->children_per_group; i++, child++) {
             bool rank = i < options->ep_size;
-            uint32_t number = rank ? i : i - options->ep_size,
-                     per_engine = rank ? options->ranks : options->frontends;
+            uint32_t number = rank ? i : i - options->ep_size, per_engine = rank ? options->ranks : options->frontends;
             child->role = rank ? WIDEEP_ROLE_RANK : WIDEEP_ROLE_FRONTEND;
             child->group = group;
             child->engine_in_group = number / per_engine;
@@ -139,8 +137,8 @@ static void sim_print_child(const struct sim_child *child)
         (void)printf("rank engine=%u rank=%u pid=%ld\n", (unsigned)child->engine, (unsigned)child->ep_rank,
                      (long)child->pid);
     else
-        (void)printf("frontend engine=%u frontend=%u pid=%ld\n", (unsigned)child->engine,
-                     (unsigned)child->frontend, (long)child->pid);
+        (void)printf("frontend engine=%u frontend=%u pid=%ld\n", (unsigned)child->engine, (unsigned)child->frontend,
+                     (long)child->pid);
     (void)fflush(stdout);
 }
 
@@ -170,8 +168,8 @@ static void sim_report_death(const struct sim_child *child, pid_t pid, int statu
     else
         (void)snprintf(why, sizeof why, "exited with %d", WEXITSTATUS(status));
     (void)fprintf(stderr, "wideep-sim: engine %u %s %u (pid %ld) %s%s\n", (unsigned)child->engine,
-                  rank ? "rank" : "front end", (unsigned)(rank ? child->ep_rank : child->frontend), (long)pid,
-                  why, restart ? ", starting it again" : "; the others go on");
+                  rank ? "rank" : "front end", (unsigned)(rank ? child->ep_rank : child->frontend), (long)pid, why,
+                  restart ? ", starting it again" : "; the others go on");
 }
 
 /* Reaps who died and, where asked to, starts them again. */
@@ -237,8 +235,7 @@ static int sim_start(struct sim_parent *parent)
         }
         if (waitpid(child->pid, &status, WNOHANG) == child->pid) {
             uint64_t error = sim_get(&child->slot->error);
-            const char *directory =
-                run->options.directory ? run->options.directory : getenv("WIDEEP_SHM_DIR");
+            const char *directory = run->options.directory ? run->options.directory : getenv("WIDEEP_SHM_DIR");
             child->pid = 0;
             (void)fprintf(stderr, "wideep-sim: cannot create the segment of engine %u %s %u in %s: %s\n",
                           (unsigned)child->engine, child->role == WIDEEP_ROLE_RANK ? "rank" : "front end",
@@ -275,8 +272,7 @@ static bool sim_join(struct sim_parent *parent)
             return false; /* they will be left out */
     for (uint32_t group = 0; group < options->groups; group++) {
         uint64_t rear = sim_group_rear(run, group);
-        for (uint64_t *pass = &parent->joined_passes[group]; rear != SIM_UNLIMITED && *pass < rear;
-             (*pass)++) {
+        for (uint64_t *pass = &parent->joined_passes[group]; rear != SIM_UNLIMITED && *pass < rear; (*pass)++) {
             enum sim_record record = sim_workload_joined(options, *pass);
             struct sim_pass happens;
             if (sim_now_ns() > until_ns)
@@ -286,8 +282,7 @@ static bool sim_join(struct sim_parent *parent)
                 if (!parent->loads[group][m])
                     continue;
                 sim_loads_seek(parent->loads[group][m], &happens);
-                sim_joined_add(&run->joined[group][m], record,
-                               sim_loads_group_sums(parent->loads[group][m], &happens));
+                sim_joined_add(&run->joined[group][m], record, sim_loads_group_sums(parent->loads[group][m], &happens));
             }
         }
     }
@@ -419,8 +414,7 @@ static int sim_run_all(struct sim_parent *parent)
         (void)fprintf(stderr, "wideep-sim: cannot write %s: %s\n", run->options.expect, strerror(-error));
         return error;
     }
-    (void)printf("%s passes=%llu\n", parent->stopped ? "stopped" : "done",
-                 (unsigned long long)sim_passes_done(run));
+    (void)printf("%s passes=%llu\n", parent->stopped ? "stopped" : "done", (unsigned long long)sim_passes_done(run));
     (void)fflush(stdout);
     if (!parent->stopped)
         sim_linger(parent);
@@ -439,8 +433,7 @@ int main(int argc, char **argv)
         return result < 0 ? 2 : 0;
     int error = sim_prepare_expect(options);
     if (error) {
-        (void)fprintf(stderr, "wideep-sim: --expect: cannot write %s: %s\n", options->expect,
-                      strerror(-error));
+        (void)fprintf(stderr, "wideep-sim: --expect: cannot write %s: %s\n", options->expect, strerror(-error));
         return 1;
     }
     error = sim_prepare(&parent);

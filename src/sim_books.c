@@ -3,10 +3,9 @@
  * here. */
 #include "sim.h"
 
-const uint32_t sim_duration_bounds_ms[WIDEEP_DURATION_BUCKETS - 1] = {
-    50, 100, 250, 500, 1000, 2500, 5000, 10000, 20000, 30000, 60000, 120000};
-const double sim_balance_bounds[SIM_BALANCE_BUCKETS - 1] = {0.1, 0.2, 0.3, 0.4,  0.5, 0.6,
-                                                            0.7, 0.8, 0.9, 0.95, 1.0};
+const uint32_t sim_duration_bounds_ms[WIDEEP_DURATION_BUCKETS - 1] = {50,   100,   250,   500,   1000,  2500,
+                                                                      5000, 10000, 20000, 30000, 60000, 120000};
+const double sim_balance_bounds[SIM_BALANCE_BUCKETS - 1] = {0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0};
 
 unsigned sim_books_duration_bucket(uint64_t duration_ns)
 {

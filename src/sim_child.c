@@ -68,8 +68,7 @@ static const char *sim_child_name(const struct sim_child *child, char *ret, size
     if (child->role == WIDEEP_ROLE_RANK)
         (void)snprintf(ret, size, "engine %u rank %u", (unsigned)child->engine, (unsigned)child->ep_rank);
     else
-        (void)snprintf(ret, size, "engine %u front end %u", (unsigned)child->engine,
-                       (unsigned)child->frontend);
+        (void)snprintf(ret, size, "engine %u front end %u", (unsigned)child->engine, (unsigned)child->frontend);
     return ret;
 }
 
@@ -155,8 +154,7 @@ static int sim_child_prepare(struct sim_self *self)
         if (layers == 0)
             continue;
         self->reduced[m] = calloc(layers, sizeof *self->reduced[m]);
-        int error =
-            self->reduced[m] ? sim_loads_new(&self->loads[m], self->options, self->child->group, m) : -ENOMEM;
+        int error = self->reduced[m] ? sim_loads_new(&self->loads[m], self->options, self->child->group, m) : -ENOMEM;
         if (error)
             return error;
     }
@@ -190,8 +188,7 @@ static int sim_child_rearrangement_end(struct sim_self *self)
             continue;
         struct sim_model_totals *intended = &book->intended.models[m], *done = &book->done.models[m];
         uint64_t *intended_bucket = intended->rearrangement_bucket[self->rearranging_mode];
-        uint64_t guess_ns = sim_now_ns() - self->rearranging_since_ns + 60 * (uint64_t)1000000000,
-                 duration_ns = 0;
+        uint64_t guess_ns = sim_now_ns() - self->rearranging_since_ns + 60 * (uint64_t)1000000000, duration_ns = 0;
         intended->rearrangement_sum_ns += guess_ns;
         intended_bucket[0]++;
         sim_books_fence();
@@ -256,10 +253,8 @@ static int sim_child_record_loads(struct sim_self *self, const struct sim_pass *
     enum sim_record kind = sim_workload_record(self->options, pass->pass, self->child->ep_rank);
     for (uint32_t m = 0; m < self->options->model_count; m++) {
         int error = 0;
-        struct wideep_pass record = {.pass = pass->pass,
-                                     .model = m,
-                                     .step = pass->step,
-                                     .rearrangement_duration_ns = self->ended_ns[m]};
+        struct wideep_pass record = {
+            .pass = pass->pass, .model = m, .step = pass->step, .rearrangement_duration_ns = self->ended_ns[m]};
         if (self->loads[m] && kind != SIM_RECORD_NONE) {
             sim_loads_seek(self->loads[m], pass);
             error = kind == SIM_RECORD_REDUCED ? sim_child_record_reduced(self, m, &record, pass)

@@ -130,15 +130,14 @@ static void sim_out_dbo(struct sim_out *out, const struct sim_child *child)
         uint64_t both = 0;
         for (uint32_t phase = 0; phase < WIDEEP_PHASES; phase++) {
             both += totals->dbo[phase][outcome];
-            sim_out_pair(
-                out, sim_count(out, totals->dbo[phase][outcome]),
-                "wideep_dbo_passes_total{engine=\"%u\",model_name=\"%s\",outcome=\"%s\",phase=\"%s\"}",
-                engine, model, sim_outcome_names[outcome], sim_phase_names[phase]);
+            sim_out_pair(out, sim_count(out, totals->dbo[phase][outcome]),
+                         "wideep_dbo_passes_total{engine=\"%u\",model_name=\"%s\",outcome=\"%s\",phase=\"%s\"}", engine,
+                         model, sim_outcome_names[outcome], sim_phase_names[phase]);
         }
         if (outcome >= WIDEEP_EMPTY_SECOND_UBATCH)
             sim_out_pair(out, sim_count(out, both),
-                         "vllm:dbo_fallout_total{engine=\"%u\",model_name=\"%s\",reason=\"%s\"}", engine,
-                         model, sim_outcome_names[outcome]);
+                         "vllm:dbo_fallout_total{engine=\"%u\",model_name=\"%s\",reason=\"%s\"}", engine, model,
+                         sim_outcome_names[outcome]);
     }
     for (uint32_t i = 0; i < WIDEEP_MAX_UBATCHES; i++) {
         uint64_t count = 0;
@@ -147,11 +146,11 @@ static void sim_out_dbo(struct sim_out *out, const struct sim_child *child)
         if (i >= 2 && count == 0)
             continue; /* two ubatches are the rule: the engine has no more */
         sim_out_pair(out, sim_count(out, count),
-                     "vllm:ubatch_token_count_count{engine=\"%u\",model_name=\"%s\",ubatch_index=\"%s\"}",
-                     engine, model, sim_ubatch_names[i]);
+                     "vllm:ubatch_token_count_count{engine=\"%u\",model_name=\"%s\",ubatch_index=\"%s\"}", engine,
+                     model, sim_ubatch_names[i]);
         sim_out_pair(out, sim_count(out, totals->ubatch_sum[i]),
-                     "vllm:ubatch_token_count_sum{engine=\"%u\",model_name=\"%s\",ubatch_index=\"%s\"}",
-                     engine, model, sim_ubatch_names[i]);
+                     "vllm:ubatch_token_count_sum{engine=\"%u\",model_name=\"%s\",ubatch_index=\"%s\"}", engine, model,
+                     sim_ubatch_names[i]);
         count = 0;
         for (uint32_t b = 0; b < WIDEEP_UBATCH_BUCKETS; b++) {
             char le[16] = "+Inf";
@@ -160,8 +159,8 @@ static void sim_out_dbo(struct sim_out *out, const struct sim_child *child)
             count += totals->ubatch_bucket[i][b];
             sim_out_pair(
                 out, sim_count(out, count),
-                "vllm:ubatch_token_count_bucket{engine=\"%u\",le=\"%s\",model_name=\"%s\",ubatch_index=\"%s\"}",
-                engine, le, model, sim_ubatch_names[i]);
+                "vllm:ubatch_token_count_bucket{engine=\"%u\",le=\"%s\",model_name=\"%s\",ubatch_index=\"%s\"}", engine,
+                le, model, sim_ubatch_names[i]);
         }
     }
 }
@@ -179,25 +178,22 @@ static void sim_out_rearrangements(struct sim_out *out, const struct sim_child *
             count += totals->rearrangement_bucket[mode][b];
         all += count;
         sim_out_pair(out, sim_count(out, count),
-                     "wideep_eplb_rearrangements_by_mode_total{engine=\"%u\",mode=\"%s\",model_name=\"%s\"}",
-                     engine, sim_mode_names[mode], model);
+                     "wideep_eplb_rearrangements_by_mode_total{engine=\"%u\",mode=\"%s\",model_name=\"%s\"}", engine,
+                     sim_mode_names[mode], model);
     }
-    sim_out_pair(out, sim_count(out, all), "vllm:eplb_rearrangements_total{engine=\"%u\",model_name=\"%s\"}",
-                 engine, model);
+    sim_out_pair(out, sim_count(out, all), "vllm:eplb_rearrangements_total{engine=\"%u\",model_name=\"%s\"}", engine,
+                 model);
     sim_out_pair(out, sim_count(out, all),
-                 "vllm:eplb_rearrangement_duration_seconds_count{engine=\"%u\",model_name=\"%s\"}", engine,
-                 model);
+                 "vllm:eplb_rearrangement_duration_seconds_count{engine=\"%u\",model_name=\"%s\"}", engine, model);
     sim_out_pair(out, sim_number(out, (double)totals->rearrangement_sum_ns / 1e9),
-                 "vllm:eplb_rearrangement_duration_seconds_sum{engine=\"%u\",model_name=\"%s\"}", engine,
-                 model);
+                 "vllm:eplb_rearrangement_duration_seconds_sum{engine=\"%u\",model_name=\"%s\"}", engine, model);
     all = 0;
     for (uint32_t b = 0; b < WIDEEP_DURATION_BUCKETS; b++) {
         for (uint32_t mode = 0; mode < WIDEEP_MODES; mode++)
             all += totals->rearrangement_bucket[mode][b];
-        sim_out_pair(
-            out, sim_count(out, all),
-            "vllm:eplb_rearrangement_duration_seconds_bucket{engine=\"%u\",le=\"%s\",model_name=\"%s\"}",
-            engine, sim_duration_les[b], model);
+        sim_out_pair(out, sim_count(out, all),
+                     "vllm:eplb_rearrangement_duration_seconds_bucket{engine=\"%u\",le=\"%s\",model_name=\"%s\"}",
+                     engine, sim_duration_les[b], model);
     }
 }
 
@@ -209,8 +205,8 @@ static void sim_out_tokens(struct sim_out *out, const struct sim_child *child)
     if (child->role == WIDEEP_ROLE_FRONTEND)
         (void)snprintf(frontend, sizeof frontend, "%u", (unsigned)child->frontend);
     sim_out_pair(out, sim_count(out, totals->prompt),
-                 "wideep_prompt_tokens_total{engine=\"%u\",frontend=\"%s\",model_name=\"%s\"}",
-                 (unsigned)child->engine, frontend, out->models[0]);
+                 "wideep_prompt_tokens_total{engine=\"%u\",frontend=\"%s\",model_name=\"%s\"}", (unsigned)child->engine,
+                 frontend, out->models[0]);
     sim_out_pair(out, sim_count(out, totals->generation),
                  "wideep_generation_tokens_total{engine=\"%u\",frontend=\"%s\",model_name=\"%s\"}",
                  (unsigned)child->engine, frontend, out->models[0]);
@@ -230,10 +226,9 @@ static void sim_out_rank_tokens(struct sim_out *out, uint32_t group, uint32_t m)
                 if (!options->replicated || children[rank].tp_rank == 0)
                     tokens += planes[m][(size_t)layer * options->ep_size + to];
             }
-            sim_out_pair(
-                out, sim_count(out, tokens),
-                "wideep_eplb_rank_tokens_total{ep_rank=\"%u\",group=\"%u\",layer=\"%u\",model_name=\"%s\"}",
-                (unsigned)to, (unsigned)(group * options->engines), (unsigned)layer, out->models[m]);
+            sim_out_pair(out, sim_count(out, tokens),
+                         "wideep_eplb_rank_tokens_total{ep_rank=\"%u\",group=\"%u\",layer=\"%u\",model_name=\"%s\"}",
+                         (unsigned)to, (unsigned)(group * options->engines), (unsigned)layer, out->models[m]);
         }
 }
 
@@ -245,17 +240,15 @@ static void sim_out_joined(struct sim_out *out, uint32_t group, uint32_t m)
     uint64_t count = 0;
 
     for (uint32_t layer = 0; layer < joined->layers; layer++) {
-        sim_out_pair(
-            out,
-            sim_number(out, (double)joined->tokens[layer] / joined->ep_size + joined->reduced_avg[layer]),
-            "wideep_eplb_avg_tokens_total{group=\"%u\",layer=\"%u\",model_name=\"%s\"}", label,
-            (unsigned)layer, model);
+        sim_out_pair(out, sim_number(out, (double)joined->tokens[layer] / joined->ep_size + joined->reduced_avg[layer]),
+                     "wideep_eplb_avg_tokens_total{group=\"%u\",layer=\"%u\",model_name=\"%s\"}", label,
+                     (unsigned)layer, model);
         sim_out_pair(out, sim_count(out, joined->max[layer]),
                      "wideep_eplb_max_tokens_total{group=\"%u\",layer=\"%u\",model_name=\"%s\"}", label,
                      (unsigned)layer, model);
         sim_out_pair(out, sim_count(out, joined->passes[layer]),
-                     "wideep_eplb_passes_total{group=\"%u\",layer=\"%u\",model_name=\"%s\"}", label,
-                     (unsigned)layer, model);
+                     "wideep_eplb_passes_total{group=\"%u\",layer=\"%u\",model_name=\"%s\"}", label, (unsigned)layer,
+                     model);
     }
     for (uint32_t b = 0; b < SIM_BALANCE_BUCKETS; b++) {
         count += joined->bucket[b];
@@ -263,10 +256,10 @@ static void sim_out_joined(struct sim_out *out, uint32_t group, uint32_t m)
                      "wideep_eplb_pass_balancedness_bucket{group=\"%u\",le=\"%s\",model_name=\"%s\"}", label,
                      sim_balance_les[b], model);
     }
-    sim_out_pair(out, sim_count(out, count),
-                 "wideep_eplb_pass_balancedness_count{group=\"%u\",model_name=\"%s\"}", label, model);
-    sim_out_pair(out, sim_number(out, joined->sum),
-                 "wideep_eplb_pass_balancedness_sum{group=\"%u\",model_name=\"%s\"}", label, model);
+    sim_out_pair(out, sim_count(out, count), "wideep_eplb_pass_balancedness_count{group=\"%u\",model_name=\"%s\"}",
+                 label, model);
+    sim_out_pair(out, sim_number(out, joined->sum), "wideep_eplb_pass_balancedness_sum{group=\"%u\",model_name=\"%s\"}",
+                 label, model);
 }
 
 /* Ranks of a group count as dead when one died, whether or not it came back: its passes are not whole. */

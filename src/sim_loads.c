@@ -94,9 +94,9 @@ int sim_loads_new(struct sim_loads **ret, const struct sim_options *options, uin
     loads->rank_load = calloc(options->ep_size, sizeof *loads->rank_load);
     loads->rank_slots = calloc(options->ep_size, sizeof *loads->rank_slots);
     loads->slots = calloc(m->physical, sizeof *loads->slots);
-    if (!loads->zipf || !loads->places[0] || !loads->places[1] || !loads->weights || !loads->replicas ||
-        !loads->map || !loads->routed || !loads->bounds || !loads->sums || !loads->group_sums ||
-        !loads->rank_load || !loads->rank_slots || !loads->slots) {
+    if (!loads->zipf || !loads->places[0] || !loads->places[1] || !loads->weights || !loads->replicas || !loads->map ||
+        !loads->routed || !loads->bounds || !loads->sums || !loads->group_sums || !loads->rank_load ||
+        !loads->rank_slots || !loads->slots) {
         sim_loads_free(loads);
         return -ENOMEM;
     }

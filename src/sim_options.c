@@ -77,14 +77,12 @@ static const struct {
 
 static int sim_options_help(void)
 {
-    (void)printf(
-        "Usage: wideep-sim [FLAG]...\n"
-        "Simulates the ranks and front ends of a wide expert-parallel engine, one process each, which write\n"
-        "through the ABI of wideep-exporter.\n\nFlags (--flag VALUE or --flag=VALUE):\n");
+    (void)printf("Usage: wideep-sim [FLAG]...\n"
+                 "Simulates the ranks and front ends of a wide expert-parallel engine, one process each, which write\n"
+                 "through the ABI of wideep-exporter.\n\nFlags (--flag VALUE or --flag=VALUE):\n");
     for (unsigned i = 0; i < SIM_FLAGS; i++) {
         char flag[48];
-        (void)snprintf(flag, sizeof flag, "%s %s", sim_flags[i].name,
-                       sim_flags[i].value ? sim_flags[i].value : "");
+        (void)snprintf(flag, sizeof flag, "%s %s", sim_flags[i].name, sim_flags[i].value ? sim_flags[i].value : "");
         (void)printf("  %-24s %s\n", flag, sim_flags[i].help);
     }
     (void)printf("\nScenarios:\n");
@@ -131,8 +129,7 @@ static int sim_options_unknown(const char *flag, size_t length)
     if (flag[0] != '-')
         (void)fprintf(stderr, "wideep-sim: unexpected argument '%s'; try --help\n", name);
     else if (distance <= strlen(name) / 2)
-        (void)fprintf(stderr, "wideep-sim: unknown flag %s; did you mean %s? try --help\n", name,
-                      sim_flags[best].name);
+        (void)fprintf(stderr, "wideep-sim: unknown flag %s; did you mean %s? try --help\n", name, sim_flags[best].name);
     else
         (void)fprintf(stderr, "wideep-sim: unknown flag %s; try --help\n", name);
     return -EINVAL;
@@ -140,13 +137,11 @@ static int sim_options_unknown(const char *flag, size_t length)
 
 static int sim_options_bad(enum sim_flag flag, const char *value, const char *want)
 {
-    (void)fprintf(stderr, "wideep-sim: %s is '%s', it must be %s; try --help\n", sim_flags[flag].name, value,
-                  want);
+    (void)fprintf(stderr, "wideep-sim: %s is '%s', it must be %s; try --help\n", sim_flags[flag].name, value, want);
     return -EINVAL;
 }
 
-static int sim_options_whole(enum sim_flag flag, const char *value, uint64_t low, uint64_t high,
-                             uint64_t *ret)
+static int sim_options_whole(enum sim_flag flag, const char *value, uint64_t low, uint64_t high, uint64_t *ret)
 {
     char *end, want[80];
     errno = 0;
@@ -160,8 +155,7 @@ static int sim_options_whole(enum sim_flag flag, const char *value, uint64_t low
     return 0;
 }
 
-static int sim_options_count(enum sim_flag flag, const char *value, uint32_t low, uint32_t high,
-                             uint32_t *ret)
+static int sim_options_count(enum sim_flag flag, const char *value, uint32_t low, uint32_t high, uint32_t *ret)
 {
     uint64_t number;
     int error = sim_options_whole(flag, value, low, high, &number);
@@ -185,8 +179,8 @@ static int sim_options_number(enum sim_flag flag, const char *value, double high
 static int sim_options_model(struct sim_options *options, char *value)
 {
     if (options->model_count == WIDEEP_MAX_MODELS) {
-        (void)fprintf(stderr, "wideep-sim: more than %u times --model; a segment holds %u models\n",
-                      WIDEEP_MAX_MODELS, WIDEEP_MAX_MODELS);
+        (void)fprintf(stderr, "wideep-sim: more than %u times --model; a segment holds %u models\n", WIDEEP_MAX_MODELS,
+                      WIDEEP_MAX_MODELS);
         return -EINVAL;
     }
     struct sim_model *model = &options->models[options->model_count++];
@@ -250,8 +244,7 @@ static int sim_options_set(struct sim_options *o, enum sim_flag flag, char *valu
     case SIM_FLAG_RANKS: return sim_options_count(flag, value, 1, WIDEEP_MAX_EP_SIZE, &o->ranks);
     case SIM_FLAG_FRONTENDS: return sim_options_count(flag, value, 0, SIM_MAX_CHILDREN, &o->frontends);
     case SIM_FLAG_LAYERS: return sim_options_count(flag, value, 0, WIDEEP_MAX_LAYERS, &o->models[0].layers);
-    case SIM_FLAG_EXPERTS:
-        return sim_options_count(flag, value, 1, WIDEEP_MAX_LOGICAL_EXPERTS, &o->models[0].experts);
+    case SIM_FLAG_EXPERTS: return sim_options_count(flag, value, 1, WIDEEP_MAX_LOGICAL_EXPERTS, &o->models[0].experts);
     case SIM_FLAG_REDUNDANT:
         return sim_options_count(flag, value, 0, WIDEEP_MAX_PHYSICAL_EXPERTS, &o->models[0].redundant);
     case SIM_FLAG_UBATCHES: return sim_options_count(flag, value, 2, WIDEEP_MAX_UBATCHES, &o->ubatches);
@@ -285,9 +278,8 @@ static int sim_options_finish(struct sim_options *o)
         o->passes = SIM_UNLIMITED;
     uint64_t ep_size = (uint64_t)o->engines * o->ranks;
     if (ep_size > WIDEEP_MAX_EP_SIZE) {
-        (void)fprintf(
-            stderr, "wideep-sim: --engines %u × --ranks %u are %llu EP ranks; a group has at most %u\n",
-            (unsigned)o->engines, (unsigned)o->ranks, (unsigned long long)ep_size, WIDEEP_MAX_EP_SIZE);
+        (void)fprintf(stderr, "wideep-sim: --engines %u × --ranks %u are %llu EP ranks; a group has at most %u\n",
+                      (unsigned)o->engines, (unsigned)o->ranks, (unsigned long long)ep_size, WIDEEP_MAX_EP_SIZE);
         return -EINVAL;
     }
     o->ep_size = (uint32_t)ep_size;
@@ -303,8 +295,7 @@ static int sim_options_finish(struct sim_options *o)
         struct sim_model *model = &o->models[m];
         for (uint32_t other = 0; other < m; other++)
             if (strcmp(model->name, o->models[other].name) == 0) {
-                (void)fprintf(stderr, "wideep-sim: --model %s is given twice; names must differ\n",
-                              model->name);
+                (void)fprintf(stderr, "wideep-sim: --model %s is given twice; names must differ\n", model->name);
                 return -EINVAL;
             }
         if (model->layers == UINT32_MAX) {
@@ -317,10 +308,9 @@ static int sim_options_finish(struct sim_options *o)
         if (model->layers > WIDEEP_MAX_LAYERS ||
             (model->layers > 0 && (model->experts < 1 || model->experts > WIDEEP_MAX_LOGICAL_EXPERTS ||
                                    model->physical > WIDEEP_MAX_PHYSICAL_EXPERTS))) {
-            (void)fprintf(
-                stderr,
-                "wideep-sim: model %s: at most %u layers, 1 to %u experts, and %u with the redundant ones\n",
-                model->name, WIDEEP_MAX_LAYERS, WIDEEP_MAX_LOGICAL_EXPERTS, WIDEEP_MAX_PHYSICAL_EXPERTS);
+            (void)fprintf(stderr,
+                          "wideep-sim: model %s: at most %u layers, 1 to %u experts, and %u with the redundant ones\n",
+                          model->name, WIDEEP_MAX_LAYERS, WIDEEP_MAX_LOGICAL_EXPERTS, WIDEEP_MAX_PHYSICAL_EXPERTS);
             return -EINVAL;
         }
         if (model->layers > 0 && model->physical % o->ep_size != 0) {
@@ -328,8 +318,8 @@ static int sim_options_finish(struct sim_options *o)
             (void)fprintf(stderr,
                           "wideep-sim: model %s: %u experts + %u redundant ones do not divide by %u EP ranks "
                           "(--engines × --ranks); make it %u redundant ones (--redundant %u)\n",
-                          model->name, (unsigned)model->experts, (unsigned)model->redundant,
-                          (unsigned)o->ep_size, (unsigned)fit, (unsigned)fit);
+                          model->name, (unsigned)model->experts, (unsigned)model->redundant, (unsigned)o->ep_size,
+                          (unsigned)fit, (unsigned)fit);
             return -EINVAL;
         }
     }

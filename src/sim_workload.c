@@ -53,8 +53,7 @@ uint64_t sim_mix(uint64_t a, uint64_t b, uint64_t c)
     return x ^ x >> 31;
 }
 
-static uint64_t sim_workload_hash(const struct sim_options *options, enum sim_salt salt, uint64_t who,
-                                  uint64_t pass)
+static uint64_t sim_workload_hash(const struct sim_options *options, enum sim_salt salt, uint64_t who, uint64_t pass)
 {
     return sim_mix(sim_mix(options->seed, (uint64_t)salt, who), pass, (uint64_t)salt);
 }
@@ -127,8 +126,7 @@ static void sim_workload_outcome(const struct sim_options *options, uint32_t gro
     }
     pass->idle_rank = SIM_NOBODY;
     if (pass->outcome == WIDEEP_IDLE_RANK)
-        pass->idle_rank =
-            (uint32_t)(sim_workload_hash(options, SIM_SALT_IDLE, group, pass->pass) % options->ep_size);
+        pass->idle_rank = (uint32_t)(sim_workload_hash(options, SIM_SALT_IDLE, group, pass->pass) % options->ep_size);
 }
 
 void sim_workload_pass(const struct sim_options *options, uint32_t group, uint64_t pass, struct sim_pass *ret)
@@ -194,8 +192,8 @@ uint32_t sim_workload_batch(const struct sim_options *options, uint32_t group, c
     return base + (uint32_t)(h >> 16 & 0xffffff) % base;
 }
 
-void sim_workload_dbo(const struct sim_options *options, uint32_t group, const struct sim_pass *pass,
-                      uint32_t ep_rank, struct wideep_dbo_stats *ret)
+void sim_workload_dbo(const struct sim_options *options, uint32_t group, const struct sim_pass *pass, uint32_t ep_rank,
+                      struct wideep_dbo_stats *ret)
 {
     uint32_t left = sim_workload_batch(options, group, pass, ep_rank);
 

@@ -178,8 +178,8 @@ static void layout_constants(void)
         printf("ubatch_bound %u %" PRIu64 "\n", i, wideep_ubatch_bound(i));
     for (unsigned i = 0; i < WIDEEP_REASONS; i++)
         printf("reason %u %s\n", i, wideep_reason_name((enum wideep_reason)i));
-    printf("read ok %d overrun %d torn %d invalid %d\n", WIDEEP_READ_OK, WIDEEP_READ_OVERRUN,
-           WIDEEP_READ_TORN, WIDEEP_READ_INVALID);
+    printf("read ok %d overrun %d torn %d invalid %d\n", WIDEEP_READ_OK, WIDEEP_READ_OVERRUN, WIDEEP_READ_TORN,
+           WIDEEP_READ_INVALID);
     printf("origin fresh %d takeover %d replaced %d\n", WIDEEP_ORIGIN_FRESH, WIDEEP_ORIGIN_TAKEOVER,
            WIDEEP_ORIGIN_REPLACED);
 }

@@ -33,8 +33,7 @@ static int quiet_enter(void)
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
     };
     struct sock_fprog program = {sizeof filter / sizeof filter[0], filter};
-    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 ||
-        prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) != 0)
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) != 0)
         return -errno;
     return 0;
 #else
@@ -57,11 +56,8 @@ static int quiet_record(struct wideep_writer *rank, struct wideep_writer *fronte
     static int32_t loads[QUIET_LAYERS * QUIET_EXPERTS], map[QUIET_LAYERS * QUIET_EXPERTS];
     struct wideep_pass pass = {.pass = 3 * n, .step = WIDEEP_STEP_UNKNOWN};
     struct wideep_eplb_layer layer = {.avg_tokens_per_rank = 1, .max_tokens_per_rank = 2};
-    struct wideep_dbo_stats stats = {.pass = n,
-                                     .phase = (uint32_t)n % 2,
-                                     .outcome = (uint32_t)n % 6,
-                                     .ubatches = 2,
-                                     .ubatch_tokens = {3, 5}};
+    struct wideep_dbo_stats stats = {
+        .pass = n, .phase = (uint32_t)n % 2, .outcome = (uint32_t)n % 6, .ubatches = 2, .ubatch_tokens = {3, 5}};
     for (int i = 0; i < QUIET_LAYERS * QUIET_EXPERTS; i++) {
         loads[i] = (int32_t)(n + (uint64_t)i);
         map[i] = i % QUIET_EXPERTS;
@@ -99,10 +95,8 @@ int main(int argc, char **argv)
         quiet_exit(wideep_i_clock_ns(CLOCK_BOOTTIME) == 0, "ok\n");
     }
     struct wideep_writer *rank = NULL, *frontend = NULL;
-    struct wideep_config config = {.directory = argv[1],
-                                   .ep_size = 8,
-                                   .model_count = 1,
-                                   .models = {{"m", QUIET_LAYERS, QUIET_EXPERTS, 0}}};
+    struct wideep_config config = {
+        .directory = argv[1], .ep_size = 8, .model_count = 1, .models = {{"m", QUIET_LAYERS, QUIET_EXPERTS, 0}}};
     int error = wideep_create(&rank, &config);
     config.role = WIDEEP_ROLE_FRONTEND;
     if (!error)

@@ -9,8 +9,7 @@ static void reader_planes(const struct wideep_view *view, uint32_t m)
     const struct wideep_identity *id = &view->identity;
     const struct wideep_model *model = &id->models[m];
     for (uint32_t layer = 0; layer < model->layers; layer++) {
-        const uint64_t *ranks =
-            view->rank_tokens + wideep_plane_offset(id, m, 0) + (uint64_t)layer * id->ep_size;
+        const uint64_t *ranks = view->rank_tokens + wideep_plane_offset(id, m, 0) + (uint64_t)layer * id->ep_size;
         const uint64_t *experts =
             view->expert_tokens + wideep_plane_offset(id, m, 1) + (uint64_t)layer * model->logical_experts;
         for (uint32_t r = 0; r < id->ep_size; r++)
@@ -40,9 +39,9 @@ static void reader_eplb(const struct wideep_view *view)
             printf("eplb %" PRIu64 " lost %d\n", n, (int)result);
             continue;
         }
-        printf("eplb %" PRIu64 " %" PRIu64 " %" PRIu64 " %u %u %u %u %.17g %.17g %.17g %" PRIu64, n, r.pass,
-               r.time_ns, r.model, r.layer, r.flags, r.step, r.avg_tokens_per_rank, r.max_tokens_per_rank,
-               r.balancedness, r.rearrangement_duration_ns);
+        printf("eplb %" PRIu64 " %" PRIu64 " %" PRIu64 " %u %u %u %u %.17g %.17g %.17g %" PRIu64, n, r.pass, r.time_ns,
+               r.model, r.layer, r.flags, r.step, r.avg_tokens_per_rank, r.max_tokens_per_rank, r.balancedness,
+               r.rearrangement_duration_ns);
         for (uint32_t i = 0; i < view->identity.ep_size; i++)
             printf(" %u", tokens[i]);
         printf("\n");
@@ -59,19 +58,18 @@ static void reader_dbo(const struct wideep_view *view)
         if (result != WIDEEP_READ_OK)
             printf("dbo %" PRIu64 " lost %d\n", n, (int)result);
         else
-            printf("dbo %" PRIu64 " %" PRIu64 " %" PRIu64 " %u %u %u %u %u %u %u %u %u %u\n", n, r.pass,
-                   r.time_ns, r.phase, r.prefill_active, r.decode_active, r.outcome, r.fallout_reason,
-                   r.ubatches, r.ubatch_tokens[0], r.ubatch_tokens[1], r.ubatch_tokens[2],
-                   r.ubatch_tokens[3]);
+            printf("dbo %" PRIu64 " %" PRIu64 " %" PRIu64 " %u %u %u %u %u %u %u %u %u %u\n", n, r.pass, r.time_ns,
+                   r.phase, r.prefill_active, r.decode_active, r.outcome, r.fallout_reason, r.ubatches,
+                   r.ubatch_tokens[0], r.ubatch_tokens[1], r.ubatch_tokens[2], r.ubatch_tokens[3]);
     }
 }
 
 static void reader_print(const struct wideep_view *view)
 {
     const struct wideep_identity *id = &view->identity;
-    printf("identity %s %u %u %u %u %u %u %u %u %u %u %" PRIu64 " %" PRIu64 " %" PRIu64 "\n", id->instance,
-           id->role, id->engine, id->rank, id->ep_size, id->tp_rank, id->tp_size, id->dp_rank, id->dp_size,
-           id->flags, id->model_count, id->group, id->instance_id, id->lineage);
+    printf("identity %s %u %u %u %u %u %u %u %u %u %u %" PRIu64 " %" PRIu64 " %" PRIu64 "\n", id->instance, id->role,
+           id->engine, id->rank, id->ep_size, id->tp_rank, id->tp_size, id->dp_rank, id->dp_size, id->flags,
+           id->model_count, id->group, id->instance_id, id->lineage);
     printf("alive %d\n", wideep_writer_alive(view->fd));
     reader_words("live", &view->live->activity, sizeof(struct wideep_live) / 8);
     reader_words("totals", &view->totals->prompt_tokens, sizeof(struct wideep_totals) / 8);

@@ -133,9 +133,8 @@ static int writer_pass(void)
         for (uint32_t layer = 0; layer < model->layers; layer++)
             for (uint32_t p = 0; p < model->physical_experts; p++) {
                 size_t at = (size_t)layer * model->physical_experts + p;
-                loads[at] = (int32_t)((31 * pass.pass + 7 * layer + 13 * p + 5 * writer->identity.rank +
-                                       3 * pass.model) %
-                                      97);
+                loads[at] =
+                    (int32_t)((31 * pass.pass + 7 * layer + 13 * p + 5 * writer->identity.rank + 3 * pass.model) % 97);
                 map[at] = (int32_t)((3 * p + layer + pass.pass) % (model->logical_experts + 1)) - 1;
             }
         error = wideep_record_pass(writer, &pass, loads, mapped ? map : NULL);
@@ -201,13 +200,12 @@ static void writer_fork(void)
         memset(&stats, 0, sizeof stats);
         int a = wideep_record_pass(writer, &pass, loads, NULL), b = wideep_skip_pass(writer, &pass);
         int c = wideep_record_eplb(writer, &pass, &layer, 1), d = wideep_record_dbo(writer, &stats);
-        int e = wideep_rearrangement_begin(writer, 0, WIDEEP_SYNC),
-            f = wideep_rearrangement_end(writer, 0, NULL);
+        int e = wideep_rearrangement_begin(writer, 0, WIDEEP_SYNC), f = wideep_rearrangement_end(writer, 0, NULL);
         int g = wideep_rearrangement_abort(writer, 0), h = wideep_record_tokens(writer, 1000, 1000);
         int i = wideep_check(writer);
         wideep_close(&writer);
-        int n = snprintf(answer, sizeof answer, "%d %d %d %d %d %d %d %d %d %d", a, b, c, d, e, f, g, h, i,
-                         writer == NULL);
+        int n =
+            snprintf(answer, sizeof answer, "%d %d %d %d %d %d %d %d %d %d", a, b, c, d, e, f, g, h, i, writer == NULL);
         if (n < 0 || write(ends[1], answer, (size_t)n) != n)
             _exit(1);
         (void)close(ends[1]);
@@ -220,8 +218,7 @@ static void writer_fork(void)
     }
     (void)close(ends[1]);
     size_t length = 0;
-    for (ssize_t n;
-         length < sizeof answer - 1 && (n = read(ends[0], answer + length, sizeof answer - 1 - length)) > 0;)
+    for (ssize_t n; length < sizeof answer - 1 && (n = read(ends[0], answer + length, sizeof answer - 1 - length)) > 0;)
         length += (size_t)n;
     answer[length] = 0;
     (void)close(ends[0]);

@@ -27,10 +27,8 @@ static void teardown(void)
 
 static struct wideep_config config_of(void)
 {
-    struct wideep_config config = {.directory = directory,
-                                   .ep_size = 2,
-                                   .model_count = 2,
-                                   .models = {{"target", 3, 4, 6}, {"draft", 1, 2, 0}}};
+    struct wideep_config config = {
+        .directory = directory, .ep_size = 2, .model_count = 2, .models = {{"target", 3, 4, 6}, {"draft", 1, 2, 0}}};
     return config;
 }
 
@@ -84,8 +82,7 @@ START_TEST(names)
     for (int reason = 0; reason < WIDEEP_REASONS; reason++)
         ck_assert_str_ne(wideep_reason_name((enum wideep_reason)reason), "unknown");
     ck_assert_str_eq(wideep_reason_name(WIDEEP_REASONS), "unknown");
-    const int errors[] = {EBUSY,  EPERM,  ENOSPC, ENOENT,       EACCES, ECHILD,
-                          ESTALE, EINVAL, ERANGE, ENAMETOOLONG, EEXIST};
+    const int errors[] = {EBUSY, EPERM, ENOSPC, ENOENT, EACCES, ECHILD, ESTALE, EINVAL, ERANGE, ENAMETOOLONG, EEXIST};
     for (size_t i = 0; i < sizeof errors / sizeof errors[0]; i++) {
         ck_assert_str_eq(wideep_error_text(errors[i]), wideep_error_text(-errors[i]));
         ck_assert_str_ne(wideep_error_text(-errors[i]), strerror(errors[i]));
@@ -138,8 +135,7 @@ START_TEST(create_refuses)
     ck_assert_int_eq(wideep_create(&w, NULL), -EINVAL);
     DIR *entries = opendir(directory);
     for (struct dirent *entry; (entry = readdir(entries)) != NULL;)
-        ck_assert_msg(entry->d_name[0] == '.' && strlen(entry->d_name) <= 2, "left behind: %s",
-                      entry->d_name);
+        ck_assert_msg(entry->d_name[0] == '.' && strlen(entry->d_name) <= 2, "left behind: %s", entry->d_name);
     (void)closedir(entries);
 }
 END_TEST
@@ -220,8 +216,7 @@ START_TEST(records_refuse_and_record_nothing)
         layers[2] = bad[i];
         ck_assert_msg(wideep_record_eplb(w, &pass, layers, 3) == -EINVAL, "case %u", (unsigned)i);
     }
-    const struct wideep_dbo_stats bad_dbo[] = {
-        {.phase = 2}, {.outcome = 6}, {.ubatches = 5}, {.pass = UINT64_MAX}};
+    const struct wideep_dbo_stats bad_dbo[] = {{.phase = 2}, {.outcome = 6}, {.ubatches = 5}, {.pass = UINT64_MAX}};
     for (size_t i = 0; i < sizeof bad_dbo / sizeof bad_dbo[0]; i++)
         ck_assert_int_eq(wideep_record_dbo(w, &bad_dbo[i]), -EINVAL);
     ck_assert_int_eq(wideep_record_dbo(w, NULL), -EINVAL);
@@ -372,11 +367,8 @@ START_TEST(dbo_totals)
     struct wideep_writer *w = writer_new();
     for (uint32_t phase = 0; phase < WIDEEP_PHASES; phase++)
         for (uint32_t outcome = 0; outcome < WIDEEP_OUTCOMES; outcome++) {
-            struct wideep_dbo_stats stats = {.pass = 1,
-                                             .phase = phase,
-                                             .outcome = outcome,
-                                             .ubatches = 2,
-                                             .ubatch_tokens = {100, 9000, 7, 7}};
+            struct wideep_dbo_stats stats = {
+                .pass = 1, .phase = phase, .outcome = outcome, .ubatches = 2, .ubatch_tokens = {100, 9000, 7, 7}};
             for (uint32_t i = 0; i <= outcome; i++)
                 ck_assert_int_eq(wideep_record_dbo(w, &stats), 0);
             ck_assert_uint_eq(w->totals->dbo_passes[phase][outcome], outcome + 1);
@@ -410,8 +402,7 @@ START_TEST(rearrangements)
     ck_assert_uint_eq(w->live->models[0].rebalancing_since_ns, 0);
     ck_assert_uint_eq(w->live->models[0].since_rearrangement, 0);
     ck_assert_uint_eq(w->totals->models[0].rearrangement_sum_ns, duration_ns);
-    ck_assert_uint_eq(
-        w->totals->models[0].rearrangement_bucket[WIDEEP_ASYNC][wideep_duration_bucket(duration_ns)], 1);
+    ck_assert_uint_eq(w->totals->models[0].rearrangement_bucket[WIDEEP_ASYNC][wideep_duration_bucket(duration_ns)], 1);
     ck_assert_uint_eq(sum(&w->totals->models[0].rearrangement_bucket[0][0], 26), 1);
     ck_assert_int_eq(wideep_rearrangement_abort(w, 1), 0);
     ck_assert_uint_eq(sum(&w->totals->models[1].rearrangement_bucket[0][0], 26), 0);
@@ -525,8 +516,8 @@ START_TEST(view_init_refuses)
         memcpy(copy, w->base, size);
         memcpy((char *)copy + cases[i].at, &cases[i].value, cases[i].size);
         enum wideep_reason reason = wideep_view_init(&view, copy, size);
-        ck_assert_msg(reason == cases[i].reason, "%s: %s instead of %s", cases[i].what,
-                      wideep_reason_name(reason), wideep_reason_name(cases[i].reason));
+        ck_assert_msg(reason == cases[i].reason, "%s: %s instead of %s", cases[i].what, wideep_reason_name(reason),
+                      wideep_reason_name(cases[i].reason));
     }
     memcpy(copy, w->base, size);
     ck_assert_int_eq(wideep_view_init(&view, copy, 0), WIDEEP_BAD_EMPTY);
@@ -571,9 +562,8 @@ START_TEST(view_init_on_noise)
             (void)wideep_dbo_read(&view, state, &dbo);
         uint64_t words = 0;
         if (view.rank_tokens && view.expert_tokens)
-            words =
-                sum(view.rank_tokens, wideep_plane_offset(&view.identity, view.identity.model_count, 0)) +
-                sum(view.expert_tokens, wideep_plane_offset(&view.identity, view.identity.model_count, 1));
+            words = sum(view.rank_tokens, wideep_plane_offset(&view.identity, view.identity.model_count, 0)) +
+                    sum(view.expert_tokens, wideep_plane_offset(&view.identity, view.identity.model_count, 1));
         ck_assert_uint_eq(words + sum(&view.totals->prompt_tokens, sizeof *view.totals / 8), 0);
     }
     ck_assert_uint_gt(accepted, 100);

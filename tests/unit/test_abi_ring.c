@@ -65,8 +65,7 @@ static void write_pass(struct wideep_writer *w, uint64_t number)
 }
 
 /* Is it the record that was written at position n, to the last word? `first`: the position of pass 0. */
-static int record_right(const struct wideep_eplb_record *r, const uint32_t *tokens, uint64_t n,
-                        uint64_t first)
+static int record_right(const struct wideep_eplb_record *r, const uint32_t *tokens, uint64_t n, uint64_t first)
 {
     uint64_t pass = (n - first) / LAYERS, total = 0, max = 0;
     uint32_t layer = (uint32_t)((n - first) % LAYERS);
@@ -79,14 +78,13 @@ static int record_right(const struct wideep_eplb_record *r, const uint32_t *toke
         total += sum;
         max = sum > max ? sum : max;
     }
-    uint32_t flags =
-        WIDEEP_PARTIAL | (layer == 0 ? WIDEEP_FIRST : 0) | (layer == LAYERS - 1 ? WIDEEP_LAST : 0);
+    uint32_t flags = WIDEEP_PARTIAL | (layer == 0 ? WIDEEP_FIRST : 0) | (layer == LAYERS - 1 ? WIDEEP_LAST : 0);
     double avg = (double)total / RANKS, balancedness = (double)total / ((double)RANKS * (double)max);
-    return r->pass == pass && r->layer == layer && r->model == 0 && r->flags == flags &&
-           r->step == pass % 4096 && r->rearrangement_duration_ns == pass * 3 + 1 &&
-           !(r->avg_tokens_per_rank < avg) && !(r->avg_tokens_per_rank > avg) &&
-           !(r->max_tokens_per_rank < (double)max) && !(r->max_tokens_per_rank > (double)max) &&
-           !(r->balancedness < balancedness) && !(r->balancedness > balancedness);
+    return r->pass == pass && r->layer == layer && r->model == 0 && r->flags == flags && r->step == pass % 4096 &&
+           r->rearrangement_duration_ns == pass * 3 + 1 && !(r->avg_tokens_per_rank < avg) &&
+           !(r->avg_tokens_per_rank > avg) && !(r->max_tokens_per_rank < (double)max) &&
+           !(r->max_tokens_per_rank > (double)max) && !(r->balancedness < balancedness) &&
+           !(r->balancedness > balancedness);
 }
 
 struct reader {
@@ -347,8 +345,7 @@ START_TEST(writer_dead_in_mid_slot)
     ck_assert_uint_eq(r.accepted, w->eplb_count - LAYERS);
     reader_balance(&r, head);
     for (uint32_t layer = 0; layer < LAYERS; layer++)
-        ck_assert_int_eq(wideep_eplb_read(&view, head + layer - w->eplb_count, &record, tokens),
-                         WIDEEP_READ_OVERRUN);
+        ck_assert_int_eq(wideep_eplb_read(&view, head + layer - w->eplb_count, &record, tokens), WIDEEP_READ_OVERRUN);
     wideep_close(&w);
 }
 END_TEST
@@ -413,8 +410,7 @@ START_TEST(content_that_no_writer_makes)
                                  good & ~((uint64_t)WIDEEP_PARTIAL << 8)}; /* neither */
     for (size_t i = 0; i < sizeof bad_tags / sizeof bad_tags[0]; i++) {
         wideep_i_store(slot + 3, bad_tags[i]);
-        ck_assert_msg(wideep_eplb_read(&view, 0, &record, NULL) == WIDEEP_READ_INVALID, "tags %u",
-                      (unsigned)i);
+        ck_assert_msg(wideep_eplb_read(&view, 0, &record, NULL) == WIDEEP_READ_INVALID, "tags %u", (unsigned)i);
     }
     wideep_i_store(slot + 3, good);
     ck_assert_int_eq(wideep_eplb_read(&view, 0, &record, NULL), WIDEEP_READ_OK);
@@ -515,10 +511,9 @@ START_TEST(dbo_ring_under_race)
             }
             accepted++;
             wrong += r.pass != k || r.phase != k % 2 || r.outcome != k % 6 || r.ubatches != 4 ||
-                     r.ubatch_tokens[0] != low || r.ubatch_tokens[1] != low + 1 ||
-                     r.ubatch_tokens[2] != low * 3 || r.ubatch_tokens[3] != ~low ||
-                     r.prefill_active != (k % 6 == 0 && k % 2 == 0) || r.decode_active != 0 ||
-                     r.fallout_reason != (k % 6 >= WIDEEP_FIRST_FALLOUT ? k % 6 : 0);
+                     r.ubatch_tokens[0] != low || r.ubatch_tokens[1] != low + 1 || r.ubatch_tokens[2] != low * 3 ||
+                     r.ubatch_tokens[3] != ~low || r.prefill_active != (k % 6 == 0 && k % 2 == 0) ||
+                     r.decode_active != 0 || r.fallout_reason != (k % 6 >= WIDEEP_FIRST_FALLOUT ? k % 6 : 0);
         }
     }
     ck_assert_int_eq(pthread_join(writer, NULL), 0);

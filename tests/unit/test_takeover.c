@@ -71,8 +71,7 @@ static void wait_for(pid_t child, int want)
 {
     int status = -1;
     ck_assert_int_eq((int)waitpid(child, &status, 0), (int)child);
-    ck_assert_msg(WIFEXITED(status) && WEXITSTATUS(status) == want, "child ended with status %x",
-                  (unsigned)status);
+    ck_assert_msg(WIFEXITED(status) && WEXITSTATUS(status) == want, "child ended with status %x", (unsigned)status);
 }
 
 static pid_t fork_quietly(void)
@@ -390,10 +389,8 @@ static void fill(struct wideep_writer *w)
 START_TEST(takeover_copies_by_key)
 {
     struct wideep_writer *w = NULL;
-    struct wideep_config config = {.directory = directory,
-                                   .ep_size = 4,
-                                   .model_count = 2,
-                                   .models = {{"target", 3, 8, 0}, {"draft", 2, 4, 8}}};
+    struct wideep_config config = {
+        .directory = directory, .ep_size = 4, .model_count = 2, .models = {{"target", 3, 8, 0}, {"draft", 2, 4, 8}}};
     ck_assert_int_eq(wideep_create(&w, &config), 0);
     ck_assert_int_eq(wideep_origin(w), WIDEEP_ORIGIN_FRESH);
     const uint64_t lineage = w->identity.lineage, instance_id = w->identity.instance_id;
@@ -499,8 +496,8 @@ START_TEST(unreadable_files_are_replaced)
         (void)close(fd);
         free(identity);
         w = created();
-        ck_assert_msg(wideep_origin(w) == (what == 7 ? WIDEEP_ORIGIN_TAKEOVER : WIDEEP_ORIGIN_REPLACED),
-                      "case %d", what);
+        ck_assert_msg(wideep_origin(w) == (what == 7 ? WIDEEP_ORIGIN_TAKEOVER : WIDEEP_ORIGIN_REPLACED), "case %d",
+                      what);
         ck_assert_uint_eq(w->totals->prompt_tokens, what == 7 ? 7 : 0);
         ck_assert((w->identity.lineage == lineage) == (what == 7));
         wideep_close(&w);
@@ -588,8 +585,8 @@ START_TEST(check_yields_to_a_successor)
     pid_t successor = fork_quietly();
     if (successor == 0) {
         struct wideep_writer *own;
-        if (create(&own) != 0 || !own || own->totals->prompt_tokens != 5 ||
-            wideep_record_tokens(own, 1, 0) != 0 || write(ends[1], "", 1) != 1)
+        if (create(&own) != 0 || !own || own->totals->prompt_tokens != 5 || wideep_record_tokens(own, 1, 0) != 0 ||
+            write(ends[1], "", 1) != 1)
             _exit(1);
         for (;;)
             (void)pause();
