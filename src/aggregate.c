@@ -311,8 +311,10 @@ static int engine_add(struct engine *engine, const struct segment *segment)
 
 static void engine_finish(struct engine *engine, enum aggregate_engine_label label)
 {
-    qsort(engine->ranks, engine->rank_count, sizeof *engine->ranks, by_file);
-    qsort(engine->sources, engine->source_count, sizeof *engine->sources, by_source);
+    if (engine->rank_count > 0) /* else there is no array */
+        qsort(engine->ranks, engine->rank_count, sizeof *engine->ranks, by_file);
+    if (engine->source_count > 0)
+        qsort(engine->sources, engine->source_count, sizeof *engine->sources, by_source);
     engine->model = engine->lead           ? engine->lead->model[0]
                     : engine->source_count ? engine->sources[0].segment->model[0]
                                            : "";

@@ -264,14 +264,14 @@ static enum verdict decide(const struct join *join, const struct open_pass *open
         const struct join_member *member = members[i];
         if (has_supplied(open, member) || member->start_ns > open->time_ns)
             continue;
-        if (!member->live) {
+        if (member->first != UINT64_MAX && open->pass < member->first) {
+            discard = true;
+        } else if (!member->live) {
             /* It owes what ran until it was found dead. One that was never part of this run owes nothing. */
             if (member->first != UINT64_MAX && open->time_ns <= member->died_ns)
                 missing[open->pass >= member->newest ? JOIN_DEAD
                         : in_gap(member, open->pass) ? JOIN_LOST
                                                      : JOIN_SKIPPED] = true;
-        } else if (member->first != UINT64_MAX && open->pass < member->first) {
-            discard = true;
         } else if (member->first != UINT64_MAX && open->pass < member->newest) {
             missing[in_gap(member, open->pass) ? JOIN_LOST : JOIN_SKIPPED] = true;
         } else if (member->ever || open->reduced_layers < join->layers) {

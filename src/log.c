@@ -49,6 +49,8 @@ static void line_quoted(struct line *line, const char *text)
 
     length = text_repair(repaired, sizeof repaired, text, length);
     line_add(line, "\"", 1);
+    if (line->cut) /* the mark of the cut needs its quote all the same; there is room */
+        line->text[line->size++] = '"';
     for (size_t i = 0; i < length; i++) {
         unsigned char c = (unsigned char)repaired[i];
         if (c == '"' || c == '\\')
@@ -76,8 +78,20 @@ static bool is_plain(const char *text)
     return *text != 0;
 }
 
+/* A pair of which nothing can be shown: takes its beginning back, and says so. */
+static void line_drop(struct line *line, size_t start)
+{
+    const char *mark = form == LOG_JSON ? ",\"cut\":\"1\"" : " cut=1"; /* no longer than the room that is left */
+
+    line->size = start;
+    memcpy(line->text + line->size, mark, strlen(mark));
+    line->size += strlen(mark);
+}
+
 static void line_pair(struct line *line, const char *key, const char *text)
 {
+    size_t start = line->size;
+
     if (line->cut)
         return;
     if (form == LOG_JSON) {
@@ -90,12 +104,13 @@ static void line_pair(struct line *line, const char *key, const char *text)
         line_add(line, key, strlen(key));
         line_add(line, "=", 1);
     }
-    if (line->cut)
+    if (!line->cut && (form == LOG_JSON || !is_plain(text) || strlen(text) >= 256)) {
+        line_quoted(line, text); /* marks its own cut */
         return;
-    if (form == LOG_LOGFMT && is_plain(text) && strlen(text) < 256)
-        line_add(line, text, strlen(text));
-    else
-        line_quoted(line, text);
+    }
+    line_add(line, text, strlen(text)); /* nothing if the line is cut already */
+    if (line->cut)
+        line_drop(line, start);
 }
 
 void log_write(enum log_level level, const char *message, ...)
