@@ -1684,6 +1684,7 @@ WIDEEP_API int wideep_i_recreate(struct wideep_writer *w, const struct stat *cla
 /* Another file has our name. A live writer's: -ESTALE. A dead one's: claim it and put ours in its place. */
 WIDEEP_API int wideep_i_reclaim(struct wideep_writer *w, const char *path)
 {
+    struct wideep_identity other;
     struct stat st, now;
     int fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     if (fd < 0)
@@ -1701,6 +1702,9 @@ WIDEEP_API int wideep_i_reclaim(struct wideep_writer *w, const char *path)
         error = -ESTALE;
     else if (stat(path, &now) != 0 || now.st_ino != st.st_ino || now.st_dev != st.st_dev)
         error = -EAGAIN;
+    else if (pread(fd, &other, sizeof other, 0) == (ssize_t)sizeof other && other.lineage == w->identity.lineage &&
+             other.instance_id != w->identity.instance_id)
+        error = -ESTALE; /* a successor took our totals over and counted on: ours are behind */
     else
         error = wideep_i_recreate(w, &st);
     (void)close(fd);
