@@ -28,8 +28,8 @@
  * Memory is one row of sums per open pass and layer, whatever the number of ranks.
  *
  * A new run: pass numbers begin anew when the group is initialised anew. When a pass arrives that is not above the
- * newest closed one, from a member that supplied nothing to this run, and no live member has supplied anything to it
- * either, all of them belong to a new run, and the join starts over.
+ * newest closed one, and every live member's segment was created after the newest record of this run, nobody of the run
+ * is left, and the join starts over. Ranks that come back one by one are late until the last of the old ones is gone.
  *
  * Collector thread only.
  */

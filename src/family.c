@@ -1,5 +1,6 @@
 #include "family.h"
 
+#define SETTLED_NS   1000000000u
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
 /* ---- values ------------------------------------------------------------------------------------------------- */
@@ -326,16 +327,24 @@ static struct value generation_rate(const struct family_sources *s, const struct
     return rate(at->engine, at->engine->generation_rate);
 }
 
+/* A rank is attached a moment before its engine's front ends may be: until it is clear that there are none, a zero of
+ * it would be a series that nobody feeds. */
+static struct value source_tokens(const struct family_sources *s, const struct family_at *at, const uint64_t *word)
+{
+    uint64_t tokens = wideep_load(word);
+    bool unsettled = at->source->is_rank && s->aggregate->now_ns - at->source->segment->attached_ns < SETTLED_NS;
+
+    return tokens == 0 && unsettled ? absent() : count(tokens);
+}
+
 static struct value prompt_tokens(const struct family_sources *s, const struct family_at *at)
 {
-    (void)s;
-    return count(wideep_load(&at->source->segment->view.totals->prompt_tokens));
+    return source_tokens(s, at, &at->source->segment->view.totals->prompt_tokens);
 }
 
 static struct value generation_tokens(const struct family_sources *s, const struct family_at *at)
 {
-    (void)s;
-    return count(wideep_load(&at->source->segment->view.totals->generation_tokens));
+    return source_tokens(s, at, &at->source->segment->view.totals->generation_tokens);
 }
 
 static struct value rank_up(const struct family_sources *s, const struct family_at *at)

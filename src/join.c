@@ -176,12 +176,11 @@ static void start_over(struct join *join, struct join_member *const *members, ui
     }
 }
 
-static bool is_new_run(struct join_member *const *members, uint32_t count, const struct join_member *member)
+/* All who live began after the newest record of this run: nobody of it is left. */
+static bool is_new_run(const struct join *join, struct join_member *const *members, uint32_t count)
 {
-    if (member->first != UINT64_MAX)
-        return false;
     for (uint32_t i = 0; i < count; i++)
-        if (members[i]->live && members[i]->first != UINT64_MAX)
+        if (members[i]->live && members[i]->start_ns <= join->newest_ns)
             return false;
     return true;
 }
@@ -213,7 +212,7 @@ static void add_reduced(struct open_pass *open, const struct join_member *member
 bool join_supply(struct join *join, struct join_member *const *members, uint32_t count, struct join_member *member,
                  const struct ring_pass *pass)
 {
-    if (pass->pass < join->closed && is_new_run(members, count, member))
+    if (pass->pass < join->closed && is_new_run(join, members, count))
         start_over(join, members, count);
     if (member->first != UINT64_MAX && pass->pass < member->newest)
         return false;
@@ -226,9 +225,9 @@ bool join_supply(struct join *join, struct join_member *const *members, uint32_t
         member->first = pass->pass;
     member->newest = pass->pass + 1;
     member->ever = true;
-    join->newest_ns = pass->time_ns > join->newest_ns ? pass->time_ns : join->newest_ns;
     if (!open)
         return false;
+    join->newest_ns = pass->time_ns > join->newest_ns ? pass->time_ns : join->newest_ns;
 
     open->supplied[member->ep_rank / 64] |= (uint64_t)1 << member->ep_rank % 64;
     open->time_ns = pass->time_ns > open->time_ns ? pass->time_ns : open->time_ns;

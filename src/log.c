@@ -31,11 +31,11 @@ void log_setup(enum log_level level, enum log_format format)
 /* Leaves room for the mark of a cut, a closing quote, bracket and newline. */
 static void line_add(struct line *line, const char *text, size_t length)
 {
-    size_t room = sizeof line->text - sizeof CUT - 4 - line->size;
+    const size_t limit = sizeof line->text - sizeof CUT - 4; /* a closing quote may lie just past it */
 
     if (line->cut)
         return;
-    line->cut = length > room;
+    line->cut = line->size + length > limit;
     if (line->cut)
         return;
     memcpy(line->text + line->size, text, length);
