@@ -108,6 +108,7 @@ static const char *reason_advice(unsigned reason)
     case SEGMENT_NAME_MISMATCH: return "a copy or a renamed segment: remove it";
     case SEGMENT_DUPLICATE_EP_RANK:
         return "two live ranks of one group claim the same EP rank: give each server its own WIDEEP_INSTANCE or group";
+    case SEGMENT_TRUNCATED_MAPPING: return "somebody shortened it while it was in use: restart its rank";
     case SEGMENT_OVER_LIMIT: return "too many files: remove dead segments";
     default: return "not a segment: remove it, or keep the directory for segments alone";
     }
@@ -473,9 +474,18 @@ static void drop_truncated(struct segment_set *set)
             i++;
             continue;
         }
-        for (struct segment_file *file = set->files; file; file = file->next)
-            if (file->segment == segment)
-                file_refuse(file, SEGMENT_TRUNCATED_MAPPING);
+        struct stat st;
+        bool known = fstat(segment->view.fd, &st) == 0;
+        for (struct segment_file *file = set->files; file; file = file->next) {
+            if (file->segment != segment)
+                continue;
+            file_refuse(file, SEGMENT_TRUNCATED_MAPPING);
+            if (known) {
+                /* As it is now, it has been looked at; only a further change is news. */
+                file->size = st.st_size;
+                file->changed = st.st_mtim;
+            }
+        }
         segment->refused = SEGMENT_TRUNCATED_MAPPING;
         set_retire(set, segment, NULL);
     }

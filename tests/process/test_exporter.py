@@ -643,13 +643,13 @@ def test_truncated_while_mapped(shm):
         sim.started()
         exporter.wait_page(lambda page: page.segments() == {("live", "ok"): 4} and page.of("vllm:eplb_balancedness_ratio"))
         os.truncate(shm / "wideep.default.e1.r1", 4096)
-        exporter.wait_page(lambda page: page.segments() == {("live", "ok"): 3, ("rejected", "truncated"): 1})
+        exporter.wait_page(lambda page: page.segments() == {("live", "ok"): 3, ("rejected", "truncated_mapping"): 1})
         assert exporter.process.poll() is None
         expected = sim.expected()
         mine = {name: value for name, value in expected.items() if 'engine="0"' in name}
         assert len(mine) > 50
         exporter.wait_page(lambda page: check_equal(page, mine))
-        wait_for(lambda: any("reason=truncated" in line and "file=wideep.default.e1.r1" in line for line in exporter.log))
+        wait_for(lambda: any("reason=truncated_mapping" in line and "file=wideep.default.e1.r1" in line for line in exporter.log))
 
 
 def test_truncated_while_idle(shm):
@@ -658,7 +658,7 @@ def test_truncated_while_idle(shm):
         sim.process.wait()
         exporter.wait_page(lambda page: check_equal(page, expected) and page.segments() == {("closed", "ok"): 4})
         os.truncate(shm / "wideep.default.e1.r1", 0)
-        exporter.wait_page(lambda page: page.segments() == {("closed", "ok"): 3, ("rejected", "empty"): 1})
+        exporter.wait_page(lambda page: page.segments() == {("closed", "ok"): 3, ("rejected", "truncated_mapping"): 1})
         mine = {name: value for name, value in expected.items() if 'engine="0"' in name}
         check_equal(exporter.scrape(), mine)
 
@@ -669,6 +669,10 @@ def test_series_limit(shm):
         page = whole.wait_page(lambda page: check_equal(page, expected))
         assert page.one("wideep_series_dropped") == 0
         limit = len(page) - 50
+        with exporting(shm, "--limit.series=300") as exporter:
+            # What says that series are missing is never missing itself.
+            page = exporter.wait_page(lambda page: page.one("wideep_series_dropped") > 1000)
+            assert len(page) <= 300 and page.segments() == {("live", "ok"): 4}
         with exporting(shm, f"--limit.series={limit}") as exporter:
             page = exporter.wait_page(lambda page: page.segments() == {("live", "ok"): 4})
             page = exporter.wait_page(lambda page: page.one("wideep_series_dropped") >= 50)
