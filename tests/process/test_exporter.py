@@ -671,7 +671,7 @@ def test_series_limit(shm):
         limit = len(page) - 50
         with exporting(shm, "--limit.series=300") as exporter:
             # What says that series are missing is never missing itself.
-            page = exporter.wait_page(lambda page: page.one("wideep_series_dropped") > 1000)
+            page = exporter.wait_page(lambda page: page.one("wideep_series_dropped") > 100)
             assert len(page) <= 300 and page.segments() == {("live", "ok"): 4}
         with exporting(shm, f"--limit.series={limit}") as exporter:
             page = exporter.wait_page(lambda page: page.segments() == {("live", "ok"): 4})
