@@ -15,8 +15,8 @@ struct http_config {
     int sockets[HTTP_SOCKETS_MAX]; /* listening; taken over by http_start() in any case */
     unsigned socket_count;
     const char *telemetry_path; /* begins with /; by reference */
-    uint64_t stale_ns;          /* age of the newest snapshot at which the collector counts as stuck */
-    const char *version;        /* for the landing page; by reference */
+    uint64_t stale_ns;   /* age of the newest snapshot, or time without any, at which the collector counts as stuck */
+    const char *version; /* for the landing page; by reference */
 };
 
 struct http_stats {
@@ -29,7 +29,8 @@ struct http;
 /* Returns 0 or a negative errno. Main thread. */
 int http_start(struct http **ret, const struct http_config *config);
 
-/* Stops accepting, lets requests under way end, closes the sockets. NULL is fine. Main thread. */
+/* Waits up to a second for requests under way to end, then closes all connections and the sockets. NULL is fine. Main
+ * thread. */
 void http_stop(struct http *http);
 
 /* Any thread. */

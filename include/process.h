@@ -10,11 +10,11 @@ struct process_stats {
     uint64_t cpu_ns; /* user and system */
     uint64_t resident_bytes, virtual_bytes;
     uint64_t virtual_max_bytes; /* UINT64_MAX: unlimited */
-    uint64_t open_fds, max_fds;
+    uint64_t open_fds, max_fds, threads;
     double start_time_seconds; /* Unix time */
 };
 
-/* What cannot be found out is 0. No allocation but opendir's. One thread at a time. */
+/* What cannot be found out is 0. No allocation. One thread at a time. */
 void process_stats(struct process_stats *ret);
 
 #endif

@@ -10,10 +10,13 @@
 #define CONNECTIONS_MAX 512
 #define IDLE_SECONDS    30
 #define THREADS         2
+#define DRAIN_MS        1000
+#define DRAIN_STEP_MS   10
 
 struct http {
     struct http_config config;
     struct MHD_Daemon *daemons[HTTP_SOCKETS_MAX];
+    uint64_t started_ns; /* CLOCK_BOOTTIME */
     char landing[2048];
 };
 
@@ -89,7 +92,9 @@ static enum MHD_Result send_metrics(const struct http *http, struct MHD_Connecti
 static enum MHD_Result send_healthy(const struct http *http, struct MHD_Connection *connection)
 {
     struct snapshot *snapshot = snapshot_acquire();
-    bool stuck = snapshot && wideep_i_clock_ns(CLOCK_BOOTTIME) - snapshot_time_ns(snapshot) > http->config.stale_ns;
+    /* Without a snapshot, the grace of a start. The clock is read last, so that the age is not negative. */
+    uint64_t since_ns = snapshot ? snapshot_time_ns(snapshot) : http->started_ns;
+    bool stuck = wideep_i_clock_ns(CLOCK_BOOTTIME) - since_ns > http->config.stale_ns;
 
     snapshot_release(snapshot);
     return stuck ? send_text(connection, MHD_HTTP_SERVICE_UNAVAILABLE, "the collector is stuck\n")
@@ -99,11 +104,12 @@ static enum MHD_Result send_healthy(const struct http *http, struct MHD_Connecti
 static enum MHD_Result send_ready(const struct http *http, struct MHD_Connection *connection)
 {
     struct snapshot *snapshot = snapshot_acquire();
+    const bool ready = snapshot != NULL;
 
     (void)http;
     snapshot_release(snapshot);
-    return snapshot ? send_text(connection, MHD_HTTP_OK, "ready\n")
-                    : send_text(connection, MHD_HTTP_SERVICE_UNAVAILABLE, "no snapshot has been collected yet\n");
+    return ready ? send_text(connection, MHD_HTTP_OK, "ready\n")
+                 : send_text(connection, MHD_HTTP_SERVICE_UNAVAILABLE, "no snapshot has been collected yet\n");
 }
 
 static enum MHD_Result send_landing(const struct http *http, struct MHD_Connection *connection)
@@ -198,9 +204,13 @@ int http_start(struct http **ret, const struct http_config *config)
     struct http *http = calloc(1, sizeof *http);
     unsigned flags = MHD_USE_INTERNAL_POLLING_THREAD | MHD_USE_ERROR_LOG;
 
-    if (!http)
+    if (!http) {
+        for (unsigned i = 0; i < config->socket_count; i++)
+            (void)close(config->sockets[i]);
         return -ENOMEM;
+    }
     http->config = *config;
+    http->started_ns = wideep_i_clock_ns(CLOCK_BOOTTIME);
     flags |= MHD_is_feature_supported(MHD_FEATURE_EPOLL) == MHD_YES ? (unsigned)MHD_USE_EPOLL : (unsigned)MHD_USE_POLL;
     (void)snprintf(http->landing, sizeof http->landing,
                    "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>wideep-exporter</title>"
@@ -218,8 +228,9 @@ int http_start(struct http **ret, const struct http_config *config)
             MHD_OPTION_NOTIFY_COMPLETED, on_completed, NULL, MHD_OPTION_END);
         if (http->daemons[i])
             continue;
-        /* Sockets of daemons that did start are theirs. */
-        for (unsigned j = i; j < config->socket_count; j++)
+        /* Sockets of daemons that did start are theirs, and the library closes that of one that did not: another thread
+         * may have been given its number by now. */
+        for (unsigned j = i + 1; j < config->socket_count; j++)
             (void)close(config->sockets[j]);
         http->config.socket_count = i;
         http_stop(http);
@@ -233,6 +244,10 @@ void http_stop(struct http *http)
 {
     if (!http)
         return;
+    /* Stopping a daemon cuts off what is being sent, and quiescing one with a thread pool can make the library abort.
+     */
+    for (unsigned ms = 0; ms < DRAIN_MS && __atomic_load_n(&in_flight, __ATOMIC_RELAXED) > 0; ms += DRAIN_STEP_MS)
+        (void)usleep(DRAIN_STEP_MS * 1000);
     for (unsigned i = 0; i < http->config.socket_count; i++)
         MHD_stop_daemon(http->daemons[i]);
     free(http);

@@ -4,7 +4,9 @@
 #include <netdb.h>
 #include <netinet/in.h>
 #include <stdbool.h>
+#include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -49,19 +51,20 @@ static bool lacks_ipv6(int error)
     return error == -EAFNOSUPPORT || error == -EADDRNOTAVAIL || error == -EPROTONOSUPPORT;
 }
 
-/* Splits HOST:PORT. The host is empty for all addresses. */
+/* Splits HOST:PORT. The host is empty for all addresses. The C library would take a port modulo 65536. */
 static int split(const char *address, char *host, size_t host_size, const char **ret_port)
 {
     const char *colon = strrchr(address, ':');
     size_t length = colon ? (size_t)(colon - address) : 0;
 
-    if (!colon || colon[1] == 0 || strspn(colon + 1, "0123456789") != strlen(colon + 1) || strlen(colon + 1) > 5)
+    if (!colon || colon[1] == 0 || strspn(colon + 1, "0123456789") != strlen(colon + 1) || strlen(colon + 1) > 5 ||
+        atoi(colon + 1) > UINT16_MAX)
         return -EINVAL;
-    if (length >= 2 && address[0] == '[' && colon[-1] == ']') {
+    if (length > 2 && address[0] == '[' && colon[-1] == ']') {
         address++;
         length -= 2;
-    } else if (memchr(address, ':', length)) {
-        return -EINVAL; /* an IPv6 address without brackets */
+    } else if (memchr(address, ':', length) || address[0] == '[') {
+        return -EINVAL; /* an IPv6 address without brackets, or brackets without one */
     }
     if (length >= host_size)
         return -EINVAL;
@@ -78,7 +81,9 @@ int listen_open(const char *address, int *ret_fd, char *error, size_t error_size
     const char *port;
 
     if (split(address, host, sizeof host, &port) != 0) {
-        (void)snprintf(error, error_size, "cannot listen on %.200s: give :PORT, HOST:PORT or [IPV6]:PORT", address);
+        (void)snprintf(error, error_size,
+                       "cannot listen on %.200s: give :PORT, HOST:PORT or [IPV6]:PORT with a port up to 65535",
+                       address);
         return -EINVAL;
     }
     /* Without a host: IPv6 that takes IPv4 too, else IPv4 where a host has no IPv6. */

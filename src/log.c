@@ -46,6 +46,7 @@ static void line_quoted(struct line *line, const char *text)
 {
     char repaired[LOG_LINE_MAX], escape[8];
     size_t length = strnlen(text, (sizeof repaired - 1) / 3);
+    const bool longer = text[length] != 0;
 
     length = text_repair(repaired, sizeof repaired, text, length);
     line_add(line, "\"", 1);
@@ -62,6 +63,8 @@ static void line_quoted(struct line *line, const char *text)
         else
             line_add(line, repaired + i, 1);
     }
+    if (longer)
+        line_add(line, CUT, sizeof CUT - 1);
     if (line->cut) {
         memcpy(line->text + line->size, CUT, sizeof CUT - 1);
         line->size += sizeof CUT - 1;

@@ -69,7 +69,29 @@ static const struct option_row rows[] = {
 
 /* ---- values ------------------------------------------------------------------------------------------------- */
 
-/* A Go-like duration: 250ms, 10s, 1m30s, 1h. */
+/* Digits with an optional fraction, in units of `unit_ns`; digits below a nanosecond are dropped. */
+static bool scale_decimal(const char *text, size_t length, uint64_t unit_ns, uint64_t *ret_ns)
+{
+    uint64_t whole = 0, fraction_ns = 0, place_ns = unit_ns;
+    bool in_fraction = false;
+
+    for (size_t i = 0; i < length; i++) {
+        uint64_t digit = (uint64_t)(text[i] - '0');
+        if (text[i] == '.') {
+            if (in_fraction)
+                return false;
+            in_fraction = true;
+        } else if (in_fraction) {
+            place_ns /= 10;
+            fraction_ns += digit * place_ns;
+        } else if (__builtin_mul_overflow(whole, 10, &whole) || __builtin_add_overflow(whole, digit, &whole)) {
+            return false;
+        }
+    }
+    return !__builtin_mul_overflow(whole, unit_ns, ret_ns) && !__builtin_add_overflow(*ret_ns, fraction_ns, ret_ns);
+}
+
+/* A Go-like duration: 250ms, 10s, 1m30s, 1h, or a bare 0. */
 static bool parse_duration(const char *text, uint64_t *ret_ns)
 {
     static const struct {
@@ -80,24 +102,30 @@ static bool parse_duration(const char *text, uint64_t *ret_ns)
 
     if (*text == 0)
         return false;
+    if (strcmp(text, "0") == 0)
+        text++;
     while (*text) {
-        char *end;
-        if (!isdigit((unsigned char)*text))
-            return false;
-        errno = 0;
-        double value = strtod(text, &end);
-        size_t length = strcspn(end, "0123456789");
-        uint64_t unit_ns = 0;
+        size_t digits = strspn(text, "0123456789."), length = strcspn(text + digits, "0123456789.");
+        uint64_t unit_ns = 0, term_ns;
         for (size_t i = 0; i < COUNT(units); i++)
-            if (strlen(units[i].unit) == length && strncmp(end, units[i].unit, length) == 0)
+            if (strlen(units[i].unit) == length && strncmp(text + digits, units[i].unit, length) == 0)
                 unit_ns = units[i].ns;
-        if (errno != 0 || unit_ns == 0 || !(value >= 0 && value < 1e9))
+        if (!isdigit((unsigned char)*text) || unit_ns == 0 || !scale_decimal(text, digits, unit_ns, &term_ns) ||
+            __builtin_add_overflow(sum_ns, term_ns, &sum_ns))
             return false;
-        sum_ns += (uint64_t)(value * (double)unit_ns);
-        text = end + length;
+        text += digits + length;
     }
     *ret_ns = sum_ns;
     return true;
+}
+
+/* The page stands in a URL and in the landing page's HTML, where other characters would need escapes. Below /-/ are
+ * the probes: it must not take their place. */
+static bool is_telemetry_path(const char *text)
+{
+    static const char allowed[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789/._~:@+-";
+
+    return text[0] == '/' && text[1] != 0 && strncmp(text, "/-/", 3) != 0 && text[strspn(text, allowed)] == 0;
 }
 
 static bool parse_number(const char *text, uint64_t *ret)
@@ -170,7 +198,10 @@ static void describe_allowed(const struct option_row *row, char *ret, size_t siz
     case TYPE_OWNERS:
         (void)snprintf(ret, size, "'any' or up to %d numeric user ids separated by commas", SEGMENT_OWNERS_MAX);
         break;
-    case TYPE_PATH: (void)snprintf(ret, size, "a path that begins with / and is not / itself, without ? or #"); break;
+    case TYPE_PATH:
+        (void)snprintf(ret, size,
+                       "a path that begins with / and is neither / nor below /-/, of A-Z a-z 0-9 / . _ ~ : @ + -");
+        break;
     case TYPE_FLAG: (void)snprintf(ret, size, "true or false"); break;
     case TYPE_ADDRESS:
         (void)snprintf(ret, size, ":PORT, HOST:PORT or [IPV6]:PORT, at most %d times", OPTIONS_ADDRESSES_MAX);
@@ -198,7 +229,7 @@ static bool set_value(struct options *options, const struct option_row *row, con
     case TYPE_TEXT: return set_text(field, text);
     case TYPE_INSTANCE:
         return (strcmp(text, "*") == 0 || wideep_instance_valid(text, strlen(text))) && set_text(field, text);
-    case TYPE_PATH: return text[0] == '/' && text[1] != 0 && !strpbrk(text, "?# ") && set_text(field, text);
+    case TYPE_PATH: return is_telemetry_path(text) && set_text(field, text);
     case TYPE_OWNERS: return parse_owners(text, options);
     case TYPE_ADDRESS:
         return options->address_count < OPTIONS_ADDRESSES_MAX && strrchr(text, ':') &&
@@ -306,7 +337,9 @@ static int parse_environment(struct options *options, char *error, size_t error_
                 return bad_value(&rows[i], name, text, error, error_size);
             continue;
         }
-        (void)snprintf(items, sizeof items, "%s", text);
+        if (strlen(text) >= sizeof items)
+            return bad_value(&rows[i], name, text, error, error_size);
+        memcpy(items, text, strlen(text) + 1);
         char *rest = items;
         for (char *item; (item = strsep(&rest, ",")) != NULL;)
             if (!set_value(options, &rows[i], item))
@@ -351,7 +384,7 @@ static int parse_flags(struct options *options, int argc, char *const *argv, cha
     return 0;
 }
 
-int options_parse(struct options *ret, int argc, char *const *argv, char *error, size_t error_size)
+static int parse_all(struct options *ret, int argc, char *const *argv, char *error, size_t error_size)
 {
     struct options options = {0};
 
@@ -373,6 +406,17 @@ int options_parse(struct options *ret, int argc, char *const *argv, char *error,
     }
     *ret = options;
     return 0;
+}
+
+int options_parse(struct options *ret, int argc, char *const *argv, char *error, size_t error_size)
+{
+    int failed = parse_all(ret, argc, argv, error, error_size);
+
+    /* What the user gave is quoted in it, and must not make it more than one line. */
+    for (char *c = error; failed && *c; c++)
+        if (iscntrl((unsigned char)*c))
+            *c = '?';
+    return failed;
 }
 
 void options_print_help(FILE *file)

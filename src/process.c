@@ -1,7 +1,8 @@
 #include "process.h"
 
 #include <dirent.h>
-#include <stdio.h>
+#include <fcntl.h>
+#include <stdalign.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -10,29 +11,60 @@
 
 static uint64_t count_fds(void)
 {
+    alignas(struct dirent64) char entries[4096];
     uint64_t count = 0;
-    DIR *directory = opendir("/proc/self/fd");
+    ssize_t n;
+    int fd = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 
-    if (!directory)
+    if (fd < 0)
         return 0;
-    for (struct dirent *entry; (entry = readdir(directory)) != NULL;)
-        count += entry->d_name[0] != '.';
-    (void)closedir(directory);
+    while ((n = getdents64(fd, entries, sizeof entries)) > 0)
+        for (ssize_t at = 0; at < n;) {
+            const struct dirent64 *entry = (const void *)(entries + at);
+            count += entry->d_name[0] != '.';
+            at += entry->d_reclen;
+        }
+    (void)close(fd);
     return count > 0 ? count - 1 : 0; /* the directory's own */
 }
 
+/* The beginning of a file, as text; empty when it cannot be read. */
+static void read_text(const char *path, char *ret, size_t size)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd < 0 ? -1 : read(fd, ret, size - 1);
+
+    ret[n > 0 ? n : 0] = 0;
+    if (fd >= 0)
+        (void)close(fd);
+}
+
+/* The line is behind one per processor and the one of all interrupts, which can be long: read on from part to part,
+ * each beginning with the end of the one before. */
 static double boot_time_seconds(void)
 {
-    char line[256];
+    static const char key[] = "\nbtime ";
+    char text[4096];
+    size_t kept = 0;
     double boot = 0;
-    FILE *file = fopen("/proc/stat", "re");
+    ssize_t n;
+    int fd = open("/proc/stat", O_RDONLY | O_CLOEXEC);
 
-    if (!file)
+    if (fd < 0)
         return 0;
-    while (fgets(line, sizeof line, file))
-        if (strncmp(line, "btime ", 6) == 0)
-            boot = strtod(line + 6, NULL);
-    (void)fclose(file);
+    while (boot == 0 && (n = read(fd, text + kept, sizeof text - 1 - kept)) > 0) {
+        kept += (size_t)n;
+        text[kept] = 0;
+        const char *line = strstr(text, key);
+        if (line && strchr(line + 1, '\n')) {
+            boot = strtod(line + sizeof key - 1, NULL);
+        } else {
+            size_t keep = kept < 64 ? kept : 64;
+            memmove(text, text + kept - keep, keep);
+            kept = keep;
+        }
+    }
+    (void)close(fd);
     return boot;
 }
 
@@ -42,13 +74,8 @@ static void read_stat(struct process_stats *stats)
     static double boot;
     char text[1024];
     unsigned long long field[25] = {0};
-    FILE *file = fopen("/proc/self/stat", "re");
 
-    if (!file)
-        return;
-    size_t n = fread(text, 1, sizeof text - 1, file);
-    (void)fclose(file);
-    text[n] = 0;
+    read_text("/proc/self/stat", text, sizeof text);
     /* The command name may hold anything, brackets too. */
     char *at = strrchr(text, ')');
     if (!at || strlen(at) < 4)
@@ -58,7 +85,9 @@ static void read_stat(struct process_stats *stats)
         field[i] = strtoull(at, &at, 10);
     if (boot == 0)
         boot = boot_time_seconds();
-    stats->start_time_seconds = boot + (double)field[22] / (double)sysconf(_SC_CLK_TCK);
+    stats->threads = field[20];
+    if (boot > 0)
+        stats->start_time_seconds = boot + (double)field[22] / (double)sysconf(_SC_CLK_TCK);
     stats->virtual_bytes = field[23];
     stats->resident_bytes = field[24] * (unsigned long long)sysconf(_SC_PAGESIZE);
 }

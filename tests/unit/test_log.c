@@ -128,6 +128,25 @@ START_TEST(cut)
 }
 END_TEST
 
+/* A text that fits the line but not a value says so at its own end, and what follows is there. */
+START_TEST(long_value)
+{
+    static char text[2001];
+    memset(text, 'a', sizeof text - 1);
+    log_setup(LOG_INFO, LOG_LOGFMT);
+    log_info("long", "a", text, "b", "last", NULL);
+    ck_assert_ptr_nonnull(strstr(written(), "aaa...[cut]\" b=last"));
+    log_setup(LOG_INFO, LOG_JSON);
+    log_info("long", "a", text, "b", "last", NULL);
+    const char *got = written();
+    ck_assert(is_json(got));
+    ck_assert_ptr_nonnull(strstr(got, "aaa...[cut]\",\"b\":\"last\"}"));
+    text[1365] = 0; /* the longest that is whole */
+    log_info("long", "a", text, NULL);
+    ck_assert_ptr_null(strstr(written(), "cut"));
+}
+END_TEST
+
 START_TEST(nobody_reads)
 {
     char junk[4096] = {0};
@@ -147,6 +166,7 @@ int main(void)
     tcase_add_test(tcase, json);
     tcase_add_test(tcase, levels);
     tcase_add_test(tcase, cut);
+    tcase_add_test(tcase, long_value);
     tcase_add_test(tcase, nobody_reads);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
