@@ -239,12 +239,27 @@ static unsigned segment_attach(const struct segment_set *set, int directory, con
 
 /* ---- liveness ----------------------------------------------------------------------------------------------- */
 
+/* Has the name gone to another file since the scan looked? A writer that links its segment anew gives the copy its name
+ * before it lets go of the old lock, so a lock that is free for that reason is seen here, and no death. */
+static bool moved_on(const struct segment_set *set, const struct segment *segment)
+{
+    char path[PATH_MAX];
+    struct stat st;
+    int n = snprintf(path, sizeof path, "%s/%s", set->config.directory, segment->file);
+
+    return n > 0 && (size_t)n < sizeof path && lstat(path, &st) == 0 &&
+           (st.st_ino != segment->inode || st.st_dev != segment->device);
+}
+
 static void update_state(struct segment_set *set, struct segment *segment, uint64_t now_ns)
 {
     const struct wideep_view *view = &segment->view;
     /* The lock before the word: whoever is found dead has then written its last. */
     int alive =
         memcmp(view->identity.boot_id, set->boot_id, sizeof set->boot_id) == 0 ? set->config.alive(view->fd) : 0;
+    /* The next scan finds what has the name now, and this segment's end with it. */
+    if (alive <= 0 && segment->state == SEGMENT_LIVE && moved_on(set, segment))
+        return;
     uint64_t activity = wideep_load(&view->live->activity);
     enum segment_state state = SEGMENT_LIVE;
     bool lock_lost = false;

@@ -18,9 +18,18 @@ static struct wideep_writer *writer[WRITERS];
 static ino_t dead[8];
 static unsigned dead_count;
 
+static int relink = -1; /* slot whose file is deleted and linked anew while the scan asks for its lock, -1: none */
+
+static void link_anew(unsigned slot);
+
 static int fake_alive(int fd)
 {
     struct stat st;
+    if (relink >= 0) {
+        unsigned slot = (unsigned)relink;
+        relink = -1;
+        link_anew(slot);
+    }
     if (fstat(fd, &st) != 0)
         return -errno;
     for (unsigned i = 0; i < dead_count; i++)
@@ -78,6 +87,18 @@ static struct wideep_config config_of(uint32_t rank, uint32_t ep_size)
                                    .group = 77,
                                    .models = {{"m", LAYERS, EXPERTS, 0}}};
     return config;
+}
+
+/* As a rank does whose file was deleted; the old inode's lock is then free. */
+static void link_anew(unsigned slot)
+{
+    char path[600];
+    struct stat st;
+    file_path(path, sizeof path, writer[slot]->name);
+    ck_assert_int_eq(stat(path, &st), 0);
+    dead[dead_count++] = st.st_ino;
+    ck_assert_int_eq(unlink(path), 0);
+    ck_assert_int_eq(wideep_check(writer[slot]), 0);
 }
 
 static void create(unsigned slot, const struct wideep_config *config)
@@ -323,6 +344,30 @@ START_TEST(dead_rank)
 }
 END_TEST
 
+/* The scan has read the directory, and the writer moves to a new inode before its lock is asked for. */
+START_TEST(linked_anew_during_a_scan)
+{
+    create_rank(0, 2);
+    create_rank(1, 2);
+    collect();
+    relink = 1;
+    record(0, 0, 1, 1, 1, 1);
+    collect();
+    const struct group *group = only_group();
+    ck_assert_int_eq(relink, -1);
+    ck_assert_uint_eq(group->seen, 2);
+    record(1, 0, 1, 1, 1, 1);
+    record(0, 1, 1, 1, 1, 1);
+    record(1, 1, 1, 1, 1, 1);
+    collect();
+    ck_assert_uint_eq(group->seen, 2);
+    ck_assert_uint_eq(set->count, 2);
+    ck_assert_uint_eq(group->layer[0].passes, 2);
+    for (unsigned cause = 0; cause < JOIN_CAUSES; cause++)
+        ck_assert_uint_eq(group->incomplete[cause], 0);
+}
+END_TEST
+
 static void write_file(const char *name, const void *bytes, size_t length)
 {
     char path[200];
@@ -374,6 +419,7 @@ int main(void)
     tcase_add_test(tcase, deleted_in_part);
     tcase_add_test(tcase, loads_of_tp_ranks_count_once);
     tcase_add_test(tcase, dead_rank);
+    tcase_add_test(tcase, linked_anew_during_a_scan);
     tcase_add_test(tcase, bad_files);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
