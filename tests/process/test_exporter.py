@@ -732,4 +732,5 @@ def test_signal_ends_it(shm, number):
         assert exporter.process.wait(30) == 0
         assert time.monotonic() - began < 5
         exporter.reader.join()
-        assert "msg=stopping" in exporter.log[-1]
+        # The collector works until the last response is sent, so lines of its own may follow.
+        assert sum("msg=stopping" in line for line in exporter.log) == 1
