@@ -1225,7 +1225,7 @@ WIDEEP_API int wideep_i_stamp(struct wideep_identity *id, uint64_t lineage)
 {
     struct wideep_i_process self;
     uint64_t random[2];
-    char text[64];
+    char text[64] = {0};
 
     if (getrandom(random, sizeof random, 0) != (ssize_t)sizeof random)
         return -EIO;

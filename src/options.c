@@ -293,7 +293,8 @@ static unsigned edit_distance(const char *a, const char *b)
 static int unknown_flag(const char *name, char *error, size_t error_size)
 {
     const char *nearest = NULL;
-    unsigned least = 6;
+    /* A third of its letters wrong is a slip; more is another word. */
+    unsigned least = (unsigned)strlen(name) / 3 + 2;
 
     for (size_t i = 0; i < COUNT(rows); i++) {
         unsigned distance = edit_distance(name, rows[i].name);

@@ -83,10 +83,8 @@ size_t text_seconds(char *ret, uint64_t ns)
     if (fraction == 0)
         return n;
     ret[n++] = '.';
-    for (uint64_t unit = 100000000u; fraction != 0; unit /= 10) {
-        ret[n++] = (char)('0' + fraction / unit);
-        fraction %= unit;
-    }
+    for (; fraction != 0; fraction = fraction % 100000000u * 10)
+        ret[n++] = (char)('0' + fraction / 100000000u);
     return n;
 }
 

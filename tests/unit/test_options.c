@@ -252,6 +252,8 @@ START_TEST(unknown_flags)
     ck_assert_int_eq(parse1("--something.quite.different"), -EINVAL);
     ck_assert_ptr_null(strstr(error, "did you mean"));
     ck_assert_ptr_nonnull(strstr(error, "--help"));
+    ck_assert_int_eq(parse1("--bogus"), -EINVAL); /* as far from --help as from anything */
+    ck_assert_ptr_null(strstr(error, "did you mean"));
     ck_assert_int_eq(parse1("--shm.di"), -EINVAL); /* no abbreviations */
     ck_assert_int_eq(parse1("shm.dir=/x"), -EINVAL);
     ck_assert_ptr_nonnull(strstr(error, "unexpected argument 'shm.dir=/x'"));

@@ -641,6 +641,7 @@ START_TEST(check_links_a_deleted_segment_again)
     ck_assert_int_eq(wideep_open(&view, path, NULL), 0);
     ck_assert_uint_eq(view.identity.lineage, lineage);
     ck_assert_uint_eq(view.identity.instance_id, instance_id);
+    ck_assert_ptr_nonnull(view.base);
     ck_assert_int_eq(memcmp(view.base + 4096 + 4096, w->base + 4096 + 4096, w->size - 8192), 0);
     ck_assert_int_eq(memcmp(view.totals, &totals, sizeof totals), 0);
     /* The mapping that it now writes is the one that has the name. */
@@ -683,6 +684,28 @@ START_TEST(check_reclaims_from_a_dead_foreigner)
     (void)close(open(path, O_CREAT | O_WRONLY, 0600));
     ck_assert_int_eq(wideep_check(w), 0);
     ck_assert_int_eq(alive_elsewhere(path), 1);
+    wideep_close(&w);
+}
+END_TEST
+
+/* The lock was lost, a successor took the totals over and died. To put ours back would make counters go down. */
+START_TEST(check_yields_to_a_dead_successor)
+{
+    struct wideep_writer *w = created();
+    ck_assert_int_eq(wideep_record_tokens(w, 5, 6), 0);
+    (void)close(open(path, O_RDONLY)); /* drops the lock */
+    ck_assert_int_eq(alive_elsewhere(path), 0);
+    ck_assert_int_eq(create_elsewhere(), 0);
+    ck_assert_int_eq(alive_elsewhere(path), 0);
+    struct stat before, after;
+    ck_assert_int_eq(stat(path, &before), 0);
+    uint64_t lineage;
+    ck_assert_uint_eq(total_of_file(&lineage), 5);
+    ck_assert_uint_eq(lineage, w->identity.lineage);
+    ck_assert_int_eq(wideep_check(w), -ESTALE);
+    ck_assert_int_eq(wideep_record_tokens(w, 1, 1), -ESTALE);
+    ck_assert_int_eq(stat(path, &after), 0);
+    ck_assert_uint_eq(after.st_ino, before.st_ino);
     wideep_close(&w);
 }
 END_TEST
@@ -841,6 +864,7 @@ int main(void)
     tcase_add_test(takeover, check_yields_to_a_successor);
     tcase_add_test(takeover, check_links_a_deleted_segment_again);
     tcase_add_test(takeover, check_reclaims_from_a_dead_foreigner);
+    tcase_add_test(takeover, check_yields_to_a_dead_successor);
     tcase_add_test(takeover, check_yields_to_a_second_writer_of_this_process);
     tcase_add_test(takeover, a_forked_child_does_nothing);
     tcase_add_test(takeover, a_forked_child_succeeds_its_dead_parent);
