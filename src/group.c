@@ -356,6 +356,8 @@ int group_experts(struct group *group, bool wanted, uint64_t window_ns)
         if (!member->segment || !member->joins || !member->join.live)
             continue;
         uint64_t time_ns = wideep_load(&member->segment->view.live->models[member->model].recorded_time_ns);
+        if (time_ns == 0) /* nothing recorded yet: what is recorded next counts from the start */
+            time_ns = member->join.start_ns;
         uint64_t passes = copy_expert_plane(member, tokens, words);
         /* The oldest checkpoint within the window of the newest recorded pass, whenever that was. */
         uint32_t from = 0;
