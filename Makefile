@@ -236,9 +236,9 @@ $(addprefix $(B)/tests/abi/,$(notdir $(basename $(ABI_CC_SRCS)))): $(B)/tests/ab
 	$(link)
 	$(Q)$(CXX) $(PROGRAM_LDFLAGS) -o $@ $(filter %.o,$^) $(LDLIBS)
 
-$(B)/$(SO_REAL): $(call objs,$(SO_SRCS)) $(B)/gen/flags
+$(B)/$(SO_REAL): $(call objs,$(SO_SRCS)) shm-abi/wideep_shm.map $(B)/gen/flags
 	$(link)
-	$(Q)$(CC) -shared -pthread -Wl,-soname,$(SO_NAME) -Wl,--no-undefined $(HARDEN_LD) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LDLIBS)
+	$(Q)$(CC) -shared -pthread -Wl,-soname,$(SO_NAME) -Wl,--version-script=shm-abi/wideep_shm.map -Wl,--no-undefined $(HARDEN_LD) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LDLIBS)
 
 $(B)/$(SO_NAME) $(B)/libwideep_shm.so: $(B)/$(SO_REAL)
 	$(Q)ln -sfn $(SO_REAL) $@

@@ -1054,6 +1054,8 @@ WIDEEP_API const char *wideep_error_text(int error)
     case EINVAL: return "an argument is out of range";
     case ERANGE: return "a load was negative or a map entry out of range; it was counted as 0, the rest was recorded";
     case ENAMETOOLONG: return "the model name exceeds 255 bytes, the instance 63 or the directory's path 512";
+    case EALREADY: return "a rearrangement of this model is under way at its begin, or none at its end";
+    case EBADMSG: return "the file is no segment that this version can read";
     case EEXIST: return "the segment's name is taken by something that is not a regular file; remove it";
     default: return strerror(error < 0 ? -error : error);
     }

@@ -85,7 +85,6 @@ static void read_stat(struct process_stats *stats)
         field[i] = strtoull(at, &at, 10);
     if (boot == 0)
         boot = boot_time_seconds();
-    stats->threads = field[20];
     if (boot > 0)
         stats->start_time_seconds = boot + (double)field[22] / (double)sysconf(_SC_CLK_TCK);
     stats->virtual_bytes = field[23];

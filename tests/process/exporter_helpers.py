@@ -167,13 +167,13 @@ class Exporter:
 
         return Page(wait_for(page, pause=0.02).decode("utf-8"))
 
-    def wait_page(self, condition, seconds=60):
+    def wait_page(self, condition, seconds=60, pause=0.05):
         """The first page of which the condition is true."""
         def attempt():
             page = self.scrape()
             return condition(page) and page
 
-        return wait_for(attempt, seconds)
+        return wait_for(attempt, seconds, pause)
 
     def stop(self):
         if self.process.poll() is None:
