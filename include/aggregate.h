@@ -62,6 +62,7 @@ struct aggregate {
     struct segment_set *set; /* borrowed */
     struct ring_drain *drain;
     struct ring_counts counts;
+    struct join_memory join_memory;
     struct group *groups;
     struct engine *engines; /* in the order of instance and number */
     bool experts_wanted;

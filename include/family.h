@@ -78,6 +78,7 @@ struct self_stats {
     uint64_t snapshot_unix_ms;
     int64_t realtime_offset_ms; /* CLOCK_REALTIME - CLOCK_BOOTTIME */
     uint64_t series_dropped;
+    uint32_t segments[SEGMENT_STATES][SEGMENT_REASONS];
     struct self_durations collect, render;
     uint64_t http_requests[SELF_CODES];
     uint64_t http_in_flight;

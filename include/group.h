@@ -31,7 +31,8 @@ struct member {
     struct segment *segment; /* NULL once departed */
     uint32_t model;          /* in the segment */
     struct group *group;
-    bool joins;   /* its loads count: not one of several TP ranks that route the same tokens */
+    bool counts;  /* its loads do: not one of several TP ranks that route the same tokens */
+    bool joins;   /* so do its passes: they are of this boot, and their times mean something */
     bool counted; /* part of the sums over ranks */
     struct {
         uint64_t *tokens; /* [layers][experts] cumulative */
@@ -54,6 +55,7 @@ struct group_slice_layer {
 struct group {
     char instance[WIDEEP_MAX_INSTANCE + 1];
     uint64_t id;
+    uint32_t engine; /* of its first member; the only one where id is 0 */
     char model[SEGMENT_MODEL_MAX];
     uint32_t layers, experts, ep_size;
     uint32_t label; /* lowest engine number of its members */
@@ -62,7 +64,8 @@ struct group {
 
     struct member **members; /* attached, then departed ones that may still owe a pass */
     uint32_t member_count, member_capacity;
-    struct join_member **join_members; /* of those that join; scratch of group_emit() */
+    struct join_member **join_members; /* [joining], of those that join */
+    uint32_t joining;
 
     struct join *join;
     bool blocked; /* join_ready() said no in this round */
@@ -86,7 +89,8 @@ struct group {
 extern const double group_balancedness_bounds[GROUP_BALANCEDNESS_BUCKETS - 1];
 
 /* `segment` is a rank and its model has layers. Returns 0 or -ENOMEM. */
-int group_new(struct group **ret, const struct segment *segment, uint32_t model, uint64_t window_ns);
+int group_new(struct group **ret, const struct segment *segment, uint32_t model, uint64_t window_ns,
+              struct join_memory *memory);
 void group_free(struct group *group);
 
 /* Is this the group of that segment's model? */

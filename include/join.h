@@ -30,6 +30,10 @@
  * A new run: pass numbers begin anew when the group is initialised anew. When a pass arrives that is not above the
  * newest closed one, and every live member's segment was created after the newest record of this run, nobody of the run
  * is left, and the join starts over. Ranks that come back one by one are late until the last of the old ones is gone.
+ * It starts over as well when all live members go on below the closed passes with records that are 1 s younger: then a
+ * pass number far ahead was somebody's mistake.
+ *
+ * What no rank could supply because all lost it is counted as lost by the pass numbers in between.
  *
  * Collector thread only.
  */
@@ -39,6 +43,7 @@
 #include "ring.h"
 
 #define JOIN_OPEN_MAX 256
+#define JOIN_OPEN_MIN 2 /* whatever the memory */
 #define JOIN_LATE_NS  1000000000u
 #define JOIN_GAPS     4
 
@@ -53,6 +58,7 @@ struct join_member {
     uint64_t first;    /* first pass it supplied to this run, UINT64_MAX: none */
     uint64_t newest;   /* newest pass it supplied + 1 */
     bool ever;         /* its segment has supplied something, to this run or another */
+    bool behind;       /* its newest pass was below the closed ones, but 1 s younger than all that was joined */
     struct {
         uint64_t from, to; /* passes [from, to) that it could not supply because records were lost */
     } gaps[JOIN_GAPS];
@@ -73,15 +79,20 @@ struct join_layer {
 struct join_sink {
     /* A complete pass; `layer` has the model's number of layers. */
     void (*complete)(void *context, uint64_t time_ns, const struct join_layer *layer);
-    void (*incomplete)(void *context, enum join_cause cause);
+    void (*incomplete)(void *context, enum join_cause cause, uint64_t passes);
     void *context;
 };
 
-/* layers 1 … 512, ep_size 1 … 1024. Returns 0 or -ENOMEM. */
-int join_new(struct join **ret, uint32_t layers, uint32_t ep_size);
+/* Bytes in open passes, shared by the joins of a process. */
+struct join_memory {
+    size_t used, limit;
+};
+
+/* layers 1 … WIDEEP_MAX_LAYERS, ep_size 1 … WIDEEP_MAX_EP_SIZE; `memory` by reference. Returns 0 or -ENOMEM. */
+int join_new(struct join **ret, uint32_t layers, uint32_t ep_size, struct join_memory *memory);
 void join_free(struct join *join);
 
-/* May `pass` be supplied without more than JOIN_OPEN_MAX open? */
+/* May `pass` be supplied, or are JOIN_OPEN_MAX open, or as many as the memory allows? */
 bool join_ready(const struct join *join, uint64_t pass);
 
 /* Adds a member's pass. Returns false when it was too late: the pass is closed, or the member went backwards. */

@@ -47,7 +47,12 @@ struct ring_drain;
 int ring_drain_new(struct ring_drain **ret);
 void ring_drain_free(struct ring_drain *drain);
 
-/* Hands over what the EPLB ring holds. Returns true when it is drained, false when the sink was not ready. */
+/* Marks the end of what ring_drain_eplb() reads until the next mark, so that a collection ends however fast a writer
+ * is. */
+void ring_mark(struct segment *segment);
+
+/* Hands over what the EPLB ring holds up to the mark. Returns true when it is drained, false when the sink was not
+ * ready. */
 bool ring_drain_eplb(struct ring_drain *drain, struct segment *segment, const struct ring_sink *sink,
                      struct ring_counts *counts);
 

@@ -13,8 +13,8 @@
  * A live segment whose name is gone stays attached: its writer will link it anew. A byte-for-byte copy that it links
  * (same instance id) replaces the mapping in place, positions included.
  *
- * Only the thread that scans may touch mappings. If a file is truncated under its mapping, the SIGBUS handler puts a
- * zero page where the file ended and flags the segment, which the next scan rejects (reason "truncated_mapping").
+ * Only the thread that scans may touch mappings. A file that is truncated under its mapping reads as zeros from there
+ * on (see guard.h), and the next scan rejects it (reason "truncated_mapping").
  */
 #ifndef WIDEEP_SEGMENT_H
 #define WIDEEP_SEGMENT_H
@@ -34,7 +34,7 @@ enum segment_state { SEGMENT_LIVE, SEGMENT_DEAD, SEGMENT_CLOSED, SEGMENT_REJECTE
 /* Continues enum wideep_reason. */
 enum segment_reason {
     SEGMENT_NOT_REGULAR = WIDEEP_REASONS, /* a directory, symlink, FIFO, device */
-    SEGMENT_UNREADABLE,                   /* open, stat or mmap failed */
+    SEGMENT_UNREADABLE,                   /* open, stat or mmap failed; tried again at each scan */
     SEGMENT_OWNER,                        /* its owner is not in --shm.owner */
     SEGMENT_NAME_MISMATCH,                /* the file's name is not that of the identity inside */
     SEGMENT_DUPLICATE_EP_RANK,            /* another, older live segment of the group has this EP rank */
@@ -57,11 +57,13 @@ struct segment {
     int fd;
     dev_t device;
     ino_t inode;
-    int guard; /* slot in the table of the SIGBUS handler */
+    int guard;       /* of the mapping */
+    bool announced;  /* its attachment is logged */
+    bool other_boot; /* written before this boot: its times mean nothing now */
     struct wideep_view view;
     char file[128];
     char model[WIDEEP_MAX_MODELS][SEGMENT_MODEL_MAX]; /* names as valid UTF-8; "" where one repeats an earlier one */
-    uint64_t eplb_next, dbo_next;                     /* ring positions, the ring module's */
+    uint64_t eplb_next, eplb_end, dbo_next;           /* ring positions, the ring module's */
     uint32_t eplb_loss;                               /* bit per model: records were lost since its last pass */
     uint64_t activity;                                /* at the newest scan */
     uint64_t activity_ns;                             /* when it was last seen to advance under a free lock */
@@ -99,10 +101,8 @@ struct segment_set {
     uint8_t boot_id[16];
 };
 
-/* Installs the SIGBUS handler of the process; once, before the first scan. */
-int segment_guard_install(void);
-
-/* The set keeps the strings of the config by reference. Returns 0 or -ENOMEM. */
+/* Before the first scan, guard_install(). The set keeps the strings of the config by reference. Returns 0 or -ENOMEM.
+ */
 int segment_set_new(struct segment_set **ret, const struct segment_config *config, uint64_t now_ns);
 
 /* Detaches everything. NULL is fine. */
@@ -121,6 +121,12 @@ void segment_refuse(struct segment_set *set, struct segment *segment, unsigned r
 
 /* Files of each state and reason, for wideep_segments. */
 void segment_set_count(const struct segment_set *set, uint32_t ret[SEGMENT_STATES][SEGMENT_REASONS]);
+
+/* Do their ranks run collectives together? Group 0 is an engine by itself. */
+static inline bool segment_same_group(const struct wideep_identity *a, const struct wideep_identity *b)
+{
+    return a->group == b->group && (a->group != 0 || a->engine == b->engine) && strcmp(a->instance, b->instance) == 0;
+}
 
 static inline bool segment_is_rank(const struct segment *segment)
 {

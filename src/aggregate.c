@@ -1,8 +1,9 @@
 #include "aggregate.h"
 
-#include "log.h"
-
 #include <assert.h>
+
+/* 2000 open passes of 72 EP ranks and 58 layers. */
+#define JOIN_MEMORY_MAX ((size_t)64 << 20)
 
 int aggregate_new(struct aggregate **ret, const struct aggregate_config *config, struct segment_set *set)
 {
@@ -13,6 +14,7 @@ int aggregate_new(struct aggregate **ret, const struct aggregate_config *config,
     aggregate->config = *config;
     aggregate->set = set;
     aggregate->set_generation = UINT64_MAX;
+    aggregate->join_memory.limit = JOIN_MEMORY_MAX;
     if (ring_drain_new(&aggregate->drain) != 0) {
         free(aggregate);
         return -ENOMEM;
@@ -59,7 +61,7 @@ static struct group *group_of(struct aggregate *aggregate, const struct segment 
 
     while (group && !group_matches(group, segment, model))
         group = group->next;
-    if (!group && group_new(&group, segment, model, aggregate->config.window_ns) == 0) {
+    if (!group && group_new(&group, segment, model, aggregate->config.window_ns, &aggregate->join_memory) == 0) {
         group->next = aggregate->groups;
         aggregate->groups = group;
     }
@@ -113,11 +115,12 @@ static void sink_pass(void *context, struct segment *segment, const struct ring_
     }
 }
 
+/* Returns true when it is drained, or refused and so left alone. */
 static bool drain_segment(struct aggregate *aggregate, struct segment *segment)
 {
     const struct ring_sink sink = {sink_ready, sink_pass, aggregate};
 
-    return ring_drain_eplb(aggregate->drain, segment, &sink, &aggregate->counts);
+    return segment->refused != 0 || ring_drain_eplb(aggregate->drain, segment, &sink, &aggregate->counts);
 }
 
 /* Rings in turns, emission after each turn, until all are empty. A join that is full lets its oldest pass go only when
@@ -126,20 +129,28 @@ static void drain_all(struct aggregate *aggregate)
 {
     bool blocked = true;
 
+    for (uint32_t i = 0; i < aggregate->set->count; i++)
+        ring_mark(aggregate->set->segments[i]);
+    for (uint32_t i = 0; i < aggregate->set->retired_count; i++)
+        ring_mark(aggregate->set->retired[i]);
     while (blocked) {
         uint32_t closed = 0;
         blocked = false;
         for (struct group *group = aggregate->groups; group; group = group->next)
             group->blocked = false;
+        for (uint32_t i = 0; i < aggregate->set->retired_count; i++)
+            blocked = !drain_segment(aggregate, aggregate->set->retired[i]) || blocked;
         for (uint32_t i = 0; i < aggregate->set->count; i++)
-            if (aggregate->set->segments[i]->refused == 0 && !drain_segment(aggregate, aggregate->set->segments[i]))
-                blocked = true;
+            blocked = !drain_segment(aggregate, aggregate->set->segments[i]) || blocked;
         for (struct group *group = aggregate->groups; group; group = group->next)
             closed += group_emit(group, false);
         for (struct group *group = aggregate->groups; blocked && closed == 0 && group; group = group->next)
             if (group->blocked)
                 (void)group_emit(group, true);
     }
+    for (uint32_t i = 0; i < aggregate->set->retired_count; i++)
+        if (aggregate->set->retired[i]->refused == 0)
+            ring_drain_dbo(aggregate->set->retired[i], &aggregate->counts);
     for (uint32_t i = 0; i < aggregate->set->count; i++)
         if (aggregate->set->segments[i]->refused == 0)
             ring_drain_dbo(aggregate->set->segments[i], &aggregate->counts);
@@ -149,11 +160,6 @@ static void retire(struct aggregate *aggregate, struct segment *segment)
 {
     const struct segment *successor = segment->successor;
 
-    if (segment->refused == 0) {
-        if (!drain_segment(aggregate, segment))
-            log_warn("records of a replaced rank did not fit any more", "file", segment->file, NULL);
-        ring_drain_dbo(segment, &aggregate->counts);
-    }
     for (uint32_t m = 0; m < WIDEEP_MAX_MODELS; m++) {
         struct member *member = segment->members[m];
         bool stays = false;
@@ -191,8 +197,7 @@ static void refuse_duplicates(struct aggregate *aggregate)
             const struct segment *other = aggregate->set->segments[j];
             const struct wideep_identity *x = &segment->view.identity, *y = &other->view.identity;
             if (other != segment && other->state == SEGMENT_LIVE && segment_is_rank(other) && x->rank == y->rank &&
-                x->group == y->group && strcmp(x->instance, y->instance) == 0 &&
-                strcmp(segment->model[0], other->model[0]) == 0 && is_older(other, segment))
+                segment_same_group(x, y) && strcmp(segment->model[0], other->model[0]) == 0 && is_older(other, segment))
                 reason = SEGMENT_DUPLICATE_EP_RANK;
         }
         segment_refuse(aggregate->set, segment, reason);
@@ -234,7 +239,7 @@ static void update_members(struct aggregate *aggregate)
                 member->join.died_ns = aggregate->now_ns;
             member->join.live = live;
             group->seen += live;
-            if (member->joins)
+            if (member->counts)
                 group_count_member(member, member->segment->refused == 0, is_whole(aggregate, member));
         }
     }
@@ -266,7 +271,7 @@ static struct engine *engine_of(struct aggregate *aggregate, const struct wideep
     return engine;
 }
 
-static int by_file(const void *a, const void *b)
+static int by_rank(const void *a, const void *b)
 {
     const struct segment *x = *(const struct segment *const *)a, *y = *(const struct segment *const *)b;
     uint32_t m = x->view.identity.rank, n = y->view.identity.rank;
@@ -277,7 +282,7 @@ static int by_source(const void *a, const void *b)
 {
     const struct segment *x = ((const struct engine_source *)a)->segment;
     const struct segment *y = ((const struct engine_source *)b)->segment;
-    return by_file(&x, &y);
+    return by_rank(&x, &y);
 }
 
 static bool leads(const struct segment *segment, const struct segment *lead)
@@ -312,7 +317,7 @@ static int engine_add(struct engine *engine, const struct segment *segment)
 static void engine_finish(struct engine *engine, enum aggregate_engine_label label)
 {
     if (engine->rank_count > 0) /* else there is no array */
-        qsort(engine->ranks, engine->rank_count, sizeof *engine->ranks, by_file);
+        qsort(engine->ranks, engine->rank_count, sizeof *engine->ranks, by_rank);
     if (engine->source_count > 0)
         qsort(engine->sources, engine->source_count, sizeof *engine->sources, by_source);
     engine->model = engine->lead           ? engine->lead->model[0]
@@ -464,10 +469,10 @@ int aggregate_collect(struct aggregate *aggregate, bool experts_wanted, uint64_t
     int error = attach_new(aggregate);
     refuse_duplicates(aggregate);
     update_members(aggregate);
+    drain_all(aggregate);
     for (uint32_t i = 0; i < set->retired_count; i++)
         retire(aggregate, set->retired[i]);
     segment_set_reap(set);
-    drain_all(aggregate);
     for (struct group *group = aggregate->groups; group; group = group->next) {
         group_settle(group);
         if (group_experts(group, experts_wanted, aggregate->config.window_ns) != 0)

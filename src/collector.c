@@ -1,5 +1,6 @@
 #include "collector.h"
 
+#include "guard.h"
 #include "http.h"
 #include "log.h"
 #include "process.h"
@@ -30,6 +31,7 @@ static void gather_self(struct collector *collector)
     http_stats(&http);
     process_stats(&process);
     snapshot_render_durations(&self->render);
+    segment_set_count(collector->set, self->segments);
     uint64_t realtime_ms = wideep_i_clock_ns(CLOCK_REALTIME) / 1000000;
     self->snapshot_unix_ms = realtime_ms;
     self->realtime_offset_ms = (int64_t)realtime_ms - (int64_t)(wideep_i_clock_ns(CLOCK_BOOTTIME) / 1000000);
@@ -154,7 +156,7 @@ int collector_start(struct collector **ret, const struct collector_config *confi
     (void)pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
     (void)pthread_cond_init(&collector->wake, &attributes);
     (void)pthread_condattr_destroy(&attributes);
-    int error = segment_guard_install();
+    int error = guard_install();
     if (!error)
         error = segment_set_new(&collector->set, &config->segments, now_ns);
     if (!error)

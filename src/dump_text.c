@@ -138,10 +138,7 @@ static void dump_text_live(FILE *out, const struct dump_file *file, const struct
     if (passes) {
         (void)fprintf(out, "newest pass %" PRIu64, passes - 1);
         if (!closed_ns) /* closing clears what is active */
-            (void)fprintf(out, ", %s",
-                          active & 1   ? "prefill engaged"
-                          : active & 2 ? "decode engaged"
-                                       : "not engaged");
+            (void)fprintf(out, ", %s", active & 1 ? "prefill engaged" : active & 2 ? "decode engaged" : "not engaged");
         (void)fputs(closed_ns ? " " : ", ", out);
         dump_text_ago(out, file, clock, wideep_load(&live->dbo_time_ns));
         (void)fputc('\n', out);

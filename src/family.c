@@ -374,15 +374,11 @@ static struct value rank_last_pass(const struct family_sources *s, const struct 
 
 static struct value self_segments(const struct family_sources *s, const struct family_at *at)
 {
-    uint32_t counts[SEGMENT_STATES][SEGMENT_REASONS];
     bool possible = at->i == SEGMENT_IGNORED    ? at->j == SEGMENT_OTHER_INSTANCE
                     : at->i == SEGMENT_REJECTED ? at->j != WIDEEP_OK && at->j < SEGMENT_OTHER_INSTANCE
                     : at->i == SEGMENT_LIVE     ? at->j == WIDEEP_OK || at->j == SEGMENT_LOCK_LOST
                                                 : at->j == WIDEEP_OK;
-    if (!possible)
-        return absent();
-    segment_set_count(s->aggregate->set, counts);
-    return count(counts[at->i][at->j]);
+    return possible ? count(s->self->segments[at->i][at->j]) : absent();
 }
 
 static struct value self_records(const struct family_sources *s, const struct family_at *at)

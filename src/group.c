@@ -5,7 +5,8 @@
 const double group_balancedness_bounds[GROUP_BALANCEDNESS_BUCKETS - 1] = {0.1, 0.2, 0.3, 0.4,  0.5, 0.6,
                                                                           0.7, 0.8, 0.9, 0.95, 1};
 
-int group_new(struct group **ret, const struct segment *segment, uint32_t model, uint64_t window_ns)
+int group_new(struct group **ret, const struct segment *segment, uint32_t model, uint64_t window_ns,
+              struct join_memory *memory)
 {
     const struct wideep_identity *id = &segment->view.identity;
     struct group *group = calloc(1, sizeof *group);
@@ -15,6 +16,7 @@ int group_new(struct group **ret, const struct segment *segment, uint32_t model,
     memcpy(group->instance, id->instance, sizeof group->instance);
     memcpy(group->model, segment->model[model], sizeof group->model);
     group->id = id->group;
+    group->engine = id->engine;
     group->layers = id->models[model].layers;
     group->experts = id->models[model].logical_experts;
     group->ep_size = id->ep_size;
@@ -24,7 +26,7 @@ int group_new(struct group **ret, const struct segment *segment, uint32_t model,
     group->slice = calloc((size_t)GROUP_SLICES * group->layers, sizeof *group->slice);
     group->window = calloc(group->layers, sizeof *group->window);
     if (!group->layer || !group->slice || !group->window ||
-        join_new(&group->join, group->layers, group->ep_size) != 0) {
+        join_new(&group->join, group->layers, group->ep_size, memory) != 0) {
         group_free(group);
         return -ENOMEM;
     }
@@ -69,9 +71,19 @@ bool group_matches(const struct group *group, const struct segment *segment, uin
 {
     const struct wideep_identity *id = &segment->view.identity;
 
-    return group->id == id->group && group->layers == id->models[model].layers &&
-           group->experts == id->models[model].logical_experts && group->ep_size == id->ep_size &&
-           strcmp(group->instance, id->instance) == 0 && strcmp(group->model, segment->model[model]) == 0;
+    return group->id == id->group && (group->id != 0 || group->engine == id->engine) &&
+           group->layers == id->models[model].layers && group->experts == id->models[model].logical_experts &&
+           group->ep_size == id->ep_size && strcmp(group->instance, id->instance) == 0 &&
+           strcmp(group->model, segment->model[model]) == 0;
+}
+
+/* The members whose passes are joined, as the join wants them. */
+static void list_joining(struct group *group)
+{
+    group->joining = 0;
+    for (uint32_t i = 0; i < group->member_count; i++)
+        if (group->members[i]->joins)
+            group->join_members[group->joining++] = &group->members[i]->join;
 }
 
 int group_join(struct group *group, struct segment *segment, uint32_t model)
@@ -99,9 +111,11 @@ int group_join(struct group *group, struct segment *segment, uint32_t model)
     member->segment = segment;
     member->model = model;
     member->group = group;
-    member->joins = !(id->flags & WIDEEP_LOADS_REPLICATED) || id->tp_rank == 0;
+    member->counts = !(id->flags & WIDEEP_LOADS_REPLICATED) || id->tp_rank == 0;
+    member->joins = member->counts && !segment->other_boot;
     group->members[group->member_count++] = member;
     segment->members[model] = member;
+    list_joining(group);
     return 0;
 }
 
@@ -176,12 +190,8 @@ void group_leave(struct member *member, uint64_t now_ns, bool stays)
 bool group_supply(struct member *member, const struct ring_pass *pass)
 {
     struct group *group = member->group;
-    uint32_t joining = 0;
 
-    for (uint32_t i = 0; i < group->member_count; i++)
-        if (group->members[i]->joins)
-            group->join_members[joining++] = &group->members[i]->join;
-    return join_supply(group->join, group->join_members, joining, &member->join, pass);
+    return join_supply(group->join, group->join_members, group->joining, &member->join, pass);
 }
 
 static struct group_slice_layer *slice_at(struct group *group, uint64_t time_ns)
@@ -208,12 +218,17 @@ static unsigned balancedness_bucket(double balancedness)
     return i;
 }
 
+/* Ranks elsewhere route as much as those here: a sample of the group's tokens, scaled up. */
+static double sample_scale(const struct group *group)
+{
+    return group->seen > 0 && group->seen < group->ep_size ? (double)group->ep_size / group->seen : 1;
+}
+
 static void on_complete(void *context, uint64_t time_ns, const struct join_layer *figures)
 {
     struct group *group = context;
     struct group_slice_layer *slice = slice_at(group, time_ns);
-    /* Ranks elsewhere route as much as those here: a sample of the group's tokens, scaled up. */
-    double scale = group->seen > 0 && group->seen < group->ep_size ? (double)group->ep_size / group->seen : 1;
+    double scale = sample_scale(group);
 
     for (uint32_t l = 0; l < group->layers; l++) {
         const struct join_layer *f = &figures[l];
@@ -247,21 +262,17 @@ static void on_complete(void *context, uint64_t time_ns, const struct join_layer
     }
 }
 
-static void on_incomplete(void *context, enum join_cause cause)
+static void on_incomplete(void *context, enum join_cause cause, uint64_t passes)
 {
     struct group *group = context;
-    group->incomplete[cause]++;
+    group->incomplete[cause] += passes;
 }
 
 uint32_t group_emit(struct group *group, bool force)
 {
     const struct join_sink sink = {on_complete, on_incomplete, group};
-    uint32_t joining = 0;
 
-    for (uint32_t i = 0; i < group->member_count; i++)
-        if (group->members[i]->joins)
-            group->join_members[joining++] = &group->members[i]->join;
-    return join_emit(group->join, group->join_members, joining, force, &sink);
+    return join_emit(group->join, group->join_members, group->joining, force, &sink);
 }
 
 void group_settle(struct group *group)
@@ -277,6 +288,7 @@ void group_settle(struct group *group)
         }
         member_free(member);
         group->members[i] = group->members[--group->member_count];
+        list_joining(group);
     }
     memset(group->window, 0, group->layers * sizeof *group->window);
     for (size_t s = 0; s < GROUP_SLICES; s++) {
@@ -353,7 +365,7 @@ int group_experts(struct group *group, bool wanted, uint64_t window_ns)
     int error = loads && tokens ? 0 : -ENOMEM;
     for (uint32_t i = 0; !error && i < group->member_count; i++) {
         struct member *member = group->members[i];
-        if (!member->segment || !member->joins || !member->join.live)
+        if (!member->segment || !member->counts || !member->join.live)
             continue;
         uint64_t time_ns = wideep_load(&member->segment->view.live->models[member->model].recorded_time_ns);
         if (time_ns == 0) /* nothing recorded yet: what is recorded next counts from the start */
@@ -381,7 +393,7 @@ int group_experts(struct group *group, bool wanted, uint64_t window_ns)
         free(loads);
         return error;
     }
-    double scale = group->seen > 0 && group->seen < group->ep_size ? (double)group->ep_size / group->seen : 1;
+    double scale = sample_scale(group);
     for (size_t w = 0; w < words; w++)
         loads[w] *= scale;
     free(group->expert_tokens);

@@ -19,6 +19,8 @@ struct open_pass {
 
 struct join {
     uint32_t layers, ep_size;
+    struct join_memory *memory;
+    size_t pass_size; /* bytes of an open pass with its arrays */
     uint32_t open_count, pool_count;
     struct open_pass *open[JOIN_OPEN_MAX]; /* ascending */
     struct open_pass *pool[POOL_MAX];
@@ -27,34 +29,36 @@ struct join {
     struct join_layer *figures; /* [layers] */
 };
 
-static void open_pass_free(struct open_pass *pass)
+static void open_pass_free(struct join *join, struct open_pass *pass)
 {
     if (!pass)
         return;
+    join->memory->used -= join->pass_size;
     free(pass->reduced_by);
     free(pass->reduced_avg);
     free(pass->sums);
     free(pass);
 }
 
-static struct open_pass *open_pass_new(const struct join *join)
+static struct open_pass *open_pass_new(struct join *join)
 {
     struct open_pass *pass = calloc(1, sizeof *pass);
 
     if (!pass)
         return NULL;
+    join->memory->used += join->pass_size;
     pass->reduced_by = calloc(join->layers, sizeof *pass->reduced_by);
     pass->reduced_avg = calloc((size_t)join->layers * 2, sizeof *pass->reduced_avg);
     pass->sums = calloc((size_t)join->layers * join->ep_size, sizeof *pass->sums);
     if (!pass->reduced_by || !pass->reduced_avg || !pass->sums) {
-        open_pass_free(pass);
+        open_pass_free(join, pass);
         return NULL;
     }
     pass->reduced_max = pass->reduced_avg + join->layers;
     return pass;
 }
 
-int join_new(struct join **ret, uint32_t layers, uint32_t ep_size)
+int join_new(struct join **ret, uint32_t layers, uint32_t ep_size, struct join_memory *memory)
 {
     assert(layers >= 1 && layers <= WIDEEP_MAX_LAYERS && ep_size >= 1 && ep_size <= WIDEEP_MAX_EP_SIZE);
     struct join *join = calloc(1, sizeof *join);
@@ -62,6 +66,9 @@ int join_new(struct join **ret, uint32_t layers, uint32_t ep_size)
         return -ENOMEM;
     join->layers = layers;
     join->ep_size = ep_size;
+    join->memory = memory;
+    join->pass_size = sizeof(struct open_pass) +
+                      layers * (sizeof(uint32_t) + 2 * sizeof(double) + (size_t)ep_size * sizeof(uint64_t));
     join->figures = calloc(layers, sizeof *join->figures);
     if (!join->figures) {
         free(join);
@@ -76,9 +83,9 @@ void join_free(struct join *join)
     if (!join)
         return;
     for (uint32_t i = 0; i < join->open_count; i++)
-        open_pass_free(join->open[i]);
+        open_pass_free(join, join->open[i]);
     for (uint32_t i = 0; i < join->pool_count; i++)
-        open_pass_free(join->pool[i]);
+        open_pass_free(join, join->pool[i]);
     free(join->figures);
     free(join);
 }
@@ -111,17 +118,25 @@ static bool is_open(const struct join *join, uint64_t pass)
     return at < join->open_count && join->open[at]->pass == pass;
 }
 
+/* Room for one more open pass? */
+static bool has_room(const struct join *join)
+{
+    if (join->open_count < JOIN_OPEN_MIN || join->pool_count > 0)
+        return join->open_count < JOIN_OPEN_MAX;
+    return join->open_count < JOIN_OPEN_MAX && join->memory->used + join->pass_size <= join->memory->limit;
+}
+
 bool join_ready(const struct join *join, uint64_t pass)
 {
-    return join->open_count < JOIN_OPEN_MAX || pass < join->closed || is_open(join, pass);
+    return pass < join->closed || is_open(join, pass) || has_room(join);
 }
 
 static void recycle(struct join *join, struct open_pass *pass)
 {
-    if (join->pool_count < POOL_MAX)
+    if (join->pool_count < POOL_MAX && join->memory->used <= join->memory->limit / 2)
         join->pool[join->pool_count++] = pass;
     else
-        open_pass_free(pass);
+        open_pass_free(join, pass);
 }
 
 static void remove_lowest(struct join *join)
@@ -168,6 +183,7 @@ static void start_over(struct join *join, struct join_member *const *members, ui
     for (uint32_t i = 0; i < count; i++) {
         members[i]->first = UINT64_MAX;
         members[i]->newest = 0;
+        members[i]->behind = false;
         members[i]->next_gap = 0;
         memset(members[i]->gaps, 0, sizeof members[i]->gaps);
         /* Who is dead has no part in the new run. */
@@ -183,6 +199,18 @@ static bool is_new_run(const struct join *join, struct join_member *const *membe
         if (members[i]->live && members[i]->start_ns <= join->newest_ns)
             return false;
     return true;
+}
+
+/* Notes that the member went on below what is closed, too late to be a straggler. True when all who live did: then it
+ * is the closed number that was wrong. */
+static bool all_are_behind(const struct join *join, struct join_member *const *members, uint32_t count,
+                           struct join_member *member, const struct ring_pass *pass)
+{
+    member->behind = pass->time_ns > join->newest_ns && pass->time_ns - join->newest_ns > JOIN_LATE_NS;
+    for (uint32_t i = 0; i < count; i++)
+        if (members[i]->live && members[i]->ever && !members[i]->behind)
+            return false;
+    return member->behind;
 }
 
 static void add_partial(const struct join *join, struct open_pass *open, const struct ring_pass *pass)
@@ -212,7 +240,8 @@ static void add_reduced(struct open_pass *open, const struct join_member *member
 bool join_supply(struct join *join, struct join_member *const *members, uint32_t count, struct join_member *member,
                  const struct ring_pass *pass)
 {
-    if (pass->pass < join->closed && is_new_run(join, members, count))
+    if (pass->pass < join->closed &&
+        (is_new_run(join, members, count) || all_are_behind(join, members, count, member, pass)))
         start_over(join, members, count);
     if (member->first != UINT64_MAX && pass->pass < member->newest)
         return false;
@@ -228,6 +257,7 @@ bool join_supply(struct join *join, struct join_member *const *members, uint32_t
     if (!open)
         return false;
     join->newest_ns = pass->time_ns > join->newest_ns ? pass->time_ns : join->newest_ns;
+    member->behind = false;
 
     open->supplied[member->ep_rank / 64] |= (uint64_t)1 << member->ep_rank % 64;
     open->time_ns = pass->time_ns > open->time_ns ? pass->time_ns : open->time_ns;
@@ -311,6 +341,24 @@ static void reckon(struct join *join, const struct open_pass *open)
     }
 }
 
+/* Passes between the closed ones and the lowest open one that every rank recorded and lost. */
+static uint64_t lost_by_all(const struct join *join, struct join_member *const *members, uint32_t count)
+{
+    uint64_t from = join->closed, to = join->open[0]->pass;
+    bool any = false;
+
+    if (from == 0 || to <= from)
+        return 0;
+    for (uint32_t i = 0; i < count; i++) {
+        if (!members[i]->live || members[i]->first >= to)
+            continue;
+        if (!in_gap(members[i], from) || !in_gap(members[i], to - 1))
+            return 0;
+        any = true;
+    }
+    return any ? to - from : 0;
+}
+
 uint32_t join_emit(struct join *join, struct join_member *const *members, uint32_t count, bool blocked,
                    const struct join_sink *sink)
 {
@@ -322,11 +370,14 @@ uint32_t join_emit(struct join *join, struct join_member *const *members, uint32
         enum verdict verdict = decide(join, open, members, count, blocked && closed == 0, &cause);
         if (verdict == WAIT)
             break;
+        uint64_t lost = lost_by_all(join, members, count);
+        if (lost > 0)
+            sink->incomplete(sink->context, JOIN_LOST, lost);
         if (verdict == COMPLETE) {
             reckon(join, open);
             sink->complete(sink->context, open->time_ns, join->figures);
         } else if (verdict == INCOMPLETE) {
-            sink->incomplete(sink->context, cause);
+            sink->incomplete(sink->context, cause, 1);
         }
         join->closed = open->pass + 1;
         remove_lowest(join);

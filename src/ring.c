@@ -1,13 +1,14 @@
 #include "ring.h"
 
-#include <assert.h>
-
 #define ALL_MODELS ((1u << WIDEEP_MAX_MODELS) - 1)
+/* More than an hour of records at full speed: a head that leaps further was not moved by a writer. */
+#define LEAP_MAX ((uint64_t)1 << 33)
 
 struct ring_drain {
-    struct wideep_eplb_record record[WIDEEP_MAX_LAYERS];
-    uint32_t *rank_tokens; /* room for WIDEEP_MAX_LAYERS rows of the widest segment seen */
-    uint32_t row_capacity; /* in tokens */
+    /* One more than a pass can have: layers ascend, so the record behind the last layer is refused, but first read. */
+    struct wideep_eplb_record record[WIDEEP_MAX_LAYERS + 1];
+    uint32_t *rank_tokens; /* as many rows, of the widest segment seen */
+    size_t token_capacity;
 };
 
 int ring_drain_new(struct ring_drain **ret)
@@ -34,13 +35,14 @@ static bool drain_reserve(struct ring_drain *drain, const struct wideep_identity
 
     for (uint32_t m = 0; m < id->model_count; m++)
         layers = id->models[m].layers > layers ? id->models[m].layers : layers;
-    if (drain->row_capacity >= layers * id->ep_size)
+    size_t tokens = (layers + (size_t)1) * id->ep_size;
+    if (drain->token_capacity >= tokens)
         return true;
-    uint32_t *bigger = realloc(drain->rank_tokens, sizeof(uint32_t) * layers * id->ep_size);
+    uint32_t *bigger = realloc(drain->rank_tokens, tokens * sizeof *bigger);
     if (!bigger)
         return false;
     drain->rank_tokens = bigger;
-    drain->row_capacity = layers * id->ep_size;
+    drain->token_capacity = tokens;
     return true;
 }
 
@@ -49,11 +51,15 @@ static uint64_t ring_window(const struct wideep_ring *ring, uint64_t *next, uint
 {
     uint64_t head = wideep_ring_head(ring);
 
-    /* No writer moves a head backwards or by 2^62: what claims so is garbage, and reading starts over from there. */
-    if (head < *next || head > UINT64_MAX / 4) {
+    /* No writer moves a head backwards or this far: what claims so is garbage, and reading starts over from there. */
+    if (head > UINT64_MAX / 4) {
         lost[RING_INVALID]++;
-        *next = head > UINT64_MAX / 4 ? *next : head;
         return *next;
+    }
+    if (head < *next || head - *next > LEAP_MAX) {
+        lost[RING_INVALID]++;
+        *next = head;
+        return head;
     }
     uint64_t tail = wideep_ring_tail(ring, head);
     if (*next < tail) {
@@ -61,6 +67,11 @@ static uint64_t ring_window(const struct wideep_ring *ring, uint64_t *next, uint
         *next = tail;
     }
     return head;
+}
+
+void ring_mark(struct segment *segment)
+{
+    segment->eplb_end = segment->view.eplb.head ? wideep_ring_head(&segment->view.eplb) : 0;
 }
 
 static enum ring_cause lost_cause(enum wideep_read result)
@@ -87,12 +98,11 @@ bool ring_drain_eplb(struct ring_drain *drain, struct segment *segment, const st
     if (!ring->head || !drain_reserve(drain, &segment->view.identity))
         return true;
     uint64_t before = segment->eplb_next;
-    uint64_t head = ring_window(ring, &segment->eplb_next, lost);
+    uint64_t end = ring_window(ring, &segment->eplb_next, lost);
+    end = end < segment->eplb_end ? end : segment->eplb_end;
     if (segment->eplb_next != before)
         segment->eplb_loss = ALL_MODELS;
-    while (segment->eplb_next < head) {
-        /* A loss drops the assembly, so it never outgrows the model's layers, nor these buffers. */
-        assert(have < WIDEEP_MAX_LAYERS);
+    while (segment->eplb_next < end) {
         struct wideep_eplb_record *record = &drain->record[have];
         enum wideep_read result =
             wideep_eplb_read(&segment->view, segment->eplb_next, record, drain->rank_tokens + (size_t)have * ep_size);
@@ -116,7 +126,7 @@ bool ring_drain_eplb(struct ring_drain *drain, struct segment *segment, const st
             segment->eplb_loss = ALL_MODELS;
             /* The writer lapped us: leap to where whole records begin, rather than lose them one by one. */
             if (result != WIDEEP_READ_INVALID)
-                head = ring_window(ring, &segment->eplb_next, lost);
+                (void)ring_window(ring, &segment->eplb_next, lost);
             continue;
         }
         have++;
@@ -135,7 +145,7 @@ bool ring_drain_eplb(struct ring_drain *drain, struct segment *segment, const st
         sink->pass(sink->context, segment, &pass);
         have = 0;
     }
-    /* head moves by whole calls, so a pass that ends beyond it is no writer's. */
+    /* The head moves by whole calls, so a pass that ends beyond a mark is no writer's. */
     lost[RING_INVALID] += have;
     return true;
 }
@@ -156,7 +166,9 @@ void ring_drain_dbo(struct segment *segment, struct ring_counts *counts)
             continue;
         }
         lost[lost_cause(result)]++;
+        /* To where whole records begin, but no further than to the head seen first: a writer that outruns us for ever
+         * holds nobody up. */
         if (result != WIDEEP_READ_INVALID)
-            head = ring_window(ring, &segment->dbo_next, lost);
+            (void)ring_window(ring, &segment->dbo_next, lost);
     }
 }

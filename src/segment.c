@@ -1,11 +1,11 @@
 #include "segment.h"
 
+#include "guard.h"
 #include "log.h"
 #include "text.h"
 
 #include <assert.h>
 #include <search.h>
-#include <signal.h>
 
 #define SEGMENT_MAGIC      0x5365676d
 #define LOCK_LOST_GRACE_NS 10000000000u
@@ -22,63 +22,6 @@ struct segment_file {
     struct segment *segment;
     struct segment_file *next;
 };
-
-/* ---- SIGBUS guard ------------------------------------------------------------------------------------------- */
-
-/* Only the scanning thread fills, clears and faults on these, and the handler runs on that thread, so plain order of
- * the program suffices; volatile keeps the compiler from reordering around the access that faults. */
-static struct {
-    volatile uintptr_t base;
-    volatile size_t size;
-    volatile sig_atomic_t hit;
-} guards[SEGMENT_MAX + 1];
-
-static long page_size;
-
-static void on_sigbus(int number, siginfo_t *info, void *context)
-{
-    uintptr_t at = (uintptr_t)info->si_addr;
-
-    (void)context;
-    for (size_t i = 0; i < sizeof guards / sizeof *guards; i++) {
-        if (guards[i].base == 0 || at < guards[i].base || at - guards[i].base >= guards[i].size)
-            continue;
-        void *page = (void *)(at & ~((uintptr_t)page_size - 1));
-        if (mmap(page, (size_t)page_size, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == MAP_FAILED)
-            break;
-        guards[i].hit = 1;
-        return;
-    }
-    /* Not ours: fault again with the default action. */
-    (void)signal(number, SIG_DFL);
-}
-
-int segment_guard_install(void)
-{
-    struct sigaction action = {.sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO};
-
-    page_size = sysconf(_SC_PAGESIZE);
-    sigemptyset(&action.sa_mask);
-    return sigaction(SIGBUS, &action, NULL) == 0 ? 0 : -errno;
-}
-
-static int guard_add(const void *base, size_t size)
-{
-    for (size_t i = 0; i < sizeof guards / sizeof *guards; i++)
-        if (guards[i].base == 0) {
-            guards[i].hit = 0;
-            guards[i].size = size;
-            guards[i].base = (uintptr_t)base;
-            return (int)i;
-        }
-    return -1;
-}
-
-static void guard_remove(int guard)
-{
-    if (guard >= 0)
-        guards[guard].base = 0;
-}
 
 /* ---- names -------------------------------------------------------------------------------------------------- */
 
@@ -135,6 +78,15 @@ static size_t name_instance(const char *name)
 
 /* ---- attaching ---------------------------------------------------------------------------------------------- */
 
+/* The segment of the set that has, or had, this name. */
+static struct segment *set_find(const struct segment_set *set, const char *name)
+{
+    for (uint32_t i = 0; i < set->count; i++)
+        if (strcmp(set->segments[i]->file, name) == 0)
+            return set->segments[i];
+    return NULL;
+}
+
 static bool owner_listed(const struct segment_config *config, uid_t owner)
 {
     for (uint32_t i = 0; i < config->owner_count; i++)
@@ -175,6 +127,8 @@ static void repair_models(struct segment *segment)
 /* Maps and validates an open regular file. Takes fd over on success. Returns 0 or a reason. */
 static unsigned segment_map(struct segment *segment, int fd, size_t size)
 {
+    if (size > WIDEEP_MAX_SEGMENT_SIZE)
+        return WIDEEP_BAD_SIZE;
     void *base = mmap(NULL, size, PROT_READ, MAP_SHARED, fd, 0);
 
     if (base == MAP_FAILED)
@@ -182,7 +136,7 @@ static unsigned segment_map(struct segment *segment, int fd, size_t size)
     segment->guard = guard_add(base, size);
     unsigned reason =
         segment->guard < 0 ? (unsigned)SEGMENT_OVER_LIMIT : (unsigned)wideep_view_init(&segment->view, base, size);
-    if (reason == WIDEEP_OK && guards[segment->guard].hit)
+    if (reason == WIDEEP_OK && guard_hit(segment->guard))
         reason = WIDEEP_BAD_TRUNCATED;
     if (reason != WIDEEP_OK) {
         guard_remove(segment->guard);
@@ -206,7 +160,8 @@ static unsigned segment_attach(const struct segment_set *set, int directory, con
         return SEGMENT_OWNER;
     if (st->st_size == 0)
         return WIDEEP_BAD_EMPTY;
-    if (set->count == SEGMENT_MAX)
+    /* A successor takes its predecessor's place. */
+    if (set->count == SEGMENT_MAX && !set_find(set, name))
         return SEGMENT_OVER_LIMIT;
     int fd = openat(directory, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     if (fd < 0)
@@ -255,8 +210,7 @@ static void update_state(struct segment_set *set, struct segment *segment, uint6
 {
     const struct wideep_view *view = &segment->view;
     /* The lock before the word: whoever is found dead has then written its last. */
-    int alive =
-        memcmp(view->identity.boot_id, set->boot_id, sizeof set->boot_id) == 0 ? set->config.alive(view->fd) : 0;
+    int alive = segment->other_boot ? 0 : set->config.alive(view->fd);
     /* The next scan finds what has the name now, and this segment's end with it. */
     if (alive <= 0 && segment->state == SEGMENT_LIVE && moved_on(set, segment))
         return;
@@ -277,11 +231,15 @@ static void update_state(struct segment_set *set, struct segment *segment, uint6
         segment->died_ns = segment->activity_ns = 0;
     else if (segment->died_ns == 0)
         segment->died_ns = now_ns;
-    if (state != segment->state || lock_lost != segment->lock_lost) {
-        set->generation++;
+    bool changed = state != segment->state || lock_lost != segment->lock_lost;
+    set->generation += changed;
+    if (!segment->announced)
+        log_info("segment attached", "file", segment->file, "model", segment->model[0], "state",
+                 segment_state_name(state), NULL);
+    else if (changed)
         log_info("segment changed state", "file", segment->file, "from", segment_state_name(segment->state), "to",
                  segment_state_name(state), "reason", lock_lost ? "lock_lost" : "ok", NULL);
-    }
+    segment->announced = true;
     segment->activity = activity;
     segment->state = state;
     segment->lock_lost = lock_lost;
@@ -349,15 +307,6 @@ void segment_set_free(struct segment_set *set)
     free(set);
 }
 
-/* Another segment of the set with the same file name. */
-static struct segment *set_namesake(const struct segment_set *set, const struct segment *segment)
-{
-    for (uint32_t i = 0; i < set->count; i++)
-        if (set->segments[i] != segment && strcmp(set->segments[i]->file, segment->file) == 0)
-            return set->segments[i];
-    return NULL;
-}
-
 /* The writer linked a copy of what we have: go on reading there. Takes `copy` over. */
 static void segment_adopt(struct segment *segment, struct segment *copy)
 {
@@ -376,7 +325,7 @@ static void segment_adopt(struct segment *segment, struct segment *copy)
 
 static struct segment *set_add(struct segment_set *set, struct segment *segment, uint64_t now_ns)
 {
-    struct segment *namesake = set_namesake(set, segment);
+    struct segment *namesake = set_find(set, segment->file);
 
     set->generation++;
     if (namesake && namesake->view.identity.instance_id == segment->view.identity.instance_id) {
@@ -384,8 +333,9 @@ static struct segment *set_add(struct segment_set *set, struct segment *segment,
         return namesake;
     }
     segment->attached_ns = now_ns;
+    segment->other_boot = memcmp(segment->view.identity.boot_id, set->boot_id, sizeof set->boot_id) != 0;
     /* Older than this process: what its ring holds was another exporter's to read. */
-    bool old = segment->view.identity.start_boottime_ns < set->exporter_start_ns;
+    bool old = segment->other_boot || segment->view.identity.start_boottime_ns < set->exporter_start_ns;
     if (segment->view.eplb.head)
         segment->eplb_next = old ? wideep_ring_head(&segment->view.eplb) : 0;
     if (segment->view.dbo.head)
@@ -393,7 +343,6 @@ static struct segment *set_add(struct segment_set *set, struct segment *segment,
     if (namesake)
         set_retire(set, namesake, segment);
     set->segments[set->count++] = segment;
-    log_info("segment attached", "file", segment->file, "model", segment->model[0], NULL);
     return segment;
 }
 
@@ -440,14 +389,16 @@ static void scan_name(struct segment_set *set, int directory, const char *name, 
     }
     file->scan = set->scans;
     bool same_inode = found && file->device == st.st_dev && file->inode == st.st_ino;
-    bool unchanged = same_inode && file->size == st.st_size && file->changed.tv_sec == st.st_mtim.tv_sec &&
-                     file->changed.tv_nsec == st.st_mtim.tv_nsec;
-    if (file->segment ? same_inode : unchanged && file->reason != SEGMENT_OVER_LIMIT)
+    /* The change of the inode, so that chmod and chown count. */
+    bool unchanged = same_inode && file->size == st.st_size && file->changed.tv_sec == st.st_ctim.tv_sec &&
+                     file->changed.tv_nsec == st.st_ctim.tv_nsec;
+    bool again = file->reason == SEGMENT_OVER_LIMIT || file->reason == SEGMENT_UNREADABLE;
+    if (file->segment ? same_inode : unchanged && !again)
         return;
     file->device = st.st_dev;
     file->inode = st.st_ino;
     file->size = st.st_size;
-    file->changed = st.st_mtim;
+    file->changed = st.st_ctim;
     struct segment *segment = NULL;
     unsigned reason = length == 0 ? (unsigned)WIDEEP_BAD_NAME : segment_attach(set, directory, name, &st, &segment);
     if (reason != WIDEEP_OK) {
@@ -485,7 +436,7 @@ static void drop_truncated(struct segment_set *set)
 {
     for (uint32_t i = 0; i < set->count;) {
         struct segment *segment = set->segments[i];
-        if (!guards[segment->guard].hit) {
+        if (!guard_hit(segment->guard)) {
             i++;
             continue;
         }
@@ -498,7 +449,7 @@ static void drop_truncated(struct segment_set *set)
             if (known) {
                 /* As it is now, it has been looked at; only a further change is news. */
                 file->size = st.st_size;
-                file->changed = st.st_mtim;
+                file->changed = st.st_ctim;
             }
         }
         segment->refused = SEGMENT_TRUNCATED_MAPPING;

@@ -634,6 +634,32 @@ def test_exporter_stopped_for_two_seconds(shm):
         assert some > 0
         passes = page.one("wideep_eplb_passes_total", layer=0)
         assert 100 < passes < 500
+        assert passes + sum(page.incomplete().values()) == 500
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a file to another user")
+def test_refused_file_is_looked_at_again_when_its_owner_changes(shm):
+    with simulating(shm, *PACED) as sim:
+        sim.expected()
+        one = shm / "wideep.default.e0.r0"
+        os.chown(one, 12345, -1)
+        with exporting(shm, f"--shm.owner={os.geteuid()}") as exporter:
+            exporter.wait_page(lambda page: page.segments() == {("live", "ok"): 3, ("rejected", "owner"): 1})
+            os.chown(one, os.geteuid(), -1)
+            exporter.wait_page(lambda page: page.segments() == {("live", "ok"): 4})
+
+
+def test_writer_that_outruns_the_exporter_holds_nobody_up(shm):
+    """Every rank writes as fast as it can into the shallowest ring: collections go on, and so does the end."""
+    flags = ["--passes-per-second", 0, "--seconds", 0, "--layers", 1, "--experts", 2, "--engines", 2]
+    with exporting(shm, "--collect.interval=50ms") as exporter, simulating(shm, *flags) as sim:
+        sim.started()
+        collections = lambda page: page.one("wideep_collect_duration_seconds_count")
+        exporter.wait_page(lambda page: page.one("wideep_records_lost_total", kind="eplb", cause="overrun") > 0)
+        began = collections(exporter.scrape())
+        exporter.wait_page(lambda page: collections(page) > began + 10)
+        exporter.process.send_signal(signal.SIGTERM)
+        assert exporter.process.wait(30) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -1,6 +1,7 @@
 /* From segments on disk to figures. All writers live in this process; who is alive is said by a function of ours, as a
  * process does not see its own locks. */
 #include "aggregate.h"
+#include "guard.h"
 #include "log.h"
 
 #include <check.h>
@@ -46,7 +47,7 @@ static void setup(void)
     ck_assert_ptr_nonnull(mkdtemp(directory));
     const struct segment_config segments = {.directory = directory, .instance = "default", .alive = fake_alive};
     dead_count = 0;
-    ck_assert_int_eq(segment_guard_install(), 0);
+    ck_assert_int_eq(guard_install(), 0);
     ck_assert_int_eq(segment_set_new(&set, &segments, wideep_i_clock_ns(CLOCK_BOOTTIME)), 0);
     ck_assert_int_eq(aggregate_new(&aggregate, &config, set), 0);
 }
@@ -403,6 +404,53 @@ START_TEST(bad_files)
 }
 END_TEST
 
+/* Written before this boot: its totals are served, its passes are of no time that can be compared. */
+START_TEST(segment_of_another_boot)
+{
+    create_rank(0, 1);
+    record(0, 0, 1, 2, 3, 4);
+    ((struct wideep_identity *)writer[0]->base)->boot_id[0] ^= 1;
+    ((struct wideep_identity *)writer[0]->base)->start_boottime_ns = UINT64_MAX / 2;
+    collect();
+    const struct group *group = only_group();
+    ck_assert_int_eq(set->segments[0]->state, SEGMENT_DEAD);
+    ck_assert_uint_eq(group_rank_tokens(group, 0, 0), 10);
+    ck_assert_uint_eq(group->layer[0].passes, 0);
+    record(0, 1, 1, 2, 3, 4);
+    collect();
+    ck_assert_uint_eq(group->layer[0].passes, 0);
+}
+END_TEST
+
+/* Without a group, an engine is one by itself. */
+START_TEST(no_group_is_the_engine)
+{
+    for (unsigned engine = 0; engine < 2; engine++) {
+        struct wideep_config config = config_of(0, 1);
+        config.engine = engine;
+        config.group = 0;
+        create(engine, &config);
+        record(engine, 0, 1, 0, 0, 0);
+    }
+    collect();
+    ck_assert_uint_eq(rejected(SEGMENT_DUPLICATE_EP_RANK), 0);
+    ck_assert_ptr_nonnull(aggregate->groups->next);
+    ck_assert_uint_eq(aggregate->groups->layer[0].passes, 1);
+    ck_assert_uint_eq(aggregate->groups->next->layer[0].passes, 1);
+}
+END_TEST
+
+START_TEST(huge_file)
+{
+    char path[600];
+    create_rank(0, 1);
+    file_path(path, sizeof path, writer[0]->name);
+    ck_assert_int_eq(truncate(path, (off_t)1 << 40), 0);
+    collect();
+    ck_assert_uint_eq(rejected(WIDEEP_BAD_SIZE), 1);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("aggregate");
@@ -421,6 +469,9 @@ int main(void)
     tcase_add_test(tcase, dead_rank);
     tcase_add_test(tcase, linked_anew_during_a_scan);
     tcase_add_test(tcase, bad_files);
+    tcase_add_test(tcase, segment_of_another_boot);
+    tcase_add_test(tcase, no_group_is_the_engine);
+    tcase_add_test(tcase, huge_file);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);

@@ -23,6 +23,7 @@ static struct join_member member[MEMBERS];
 static struct join_member *members[MEMBERS];
 static uint32_t member_count, size;
 static struct tally tally;
+static struct join_memory memory;
 
 static void on_complete(void *context, uint64_t time_ns, const struct join_layer *layer)
 {
@@ -42,9 +43,9 @@ static void on_complete(void *context, uint64_t time_ns, const struct join_layer
     }
 }
 
-static void on_incomplete(void *context, enum join_cause cause)
+static void on_incomplete(void *context, enum join_cause cause, uint64_t passes)
 {
-    ((struct tally *)context)->incomplete[cause]++;
+    ((struct tally *)context)->incomplete[cause] += (unsigned)passes;
 }
 
 static const struct join_sink sink = {on_complete, on_incomplete, &tally};
@@ -60,7 +61,8 @@ static void begin(uint32_t count)
     join_free(join);
     join = NULL;
     size = member_count = count;
-    ck_assert_int_eq(join_new(&join, LAYERS, size), 0);
+    memory = (struct join_memory){.limit = (size_t)1 << 30};
+    ck_assert_int_eq(join_new(&join, LAYERS, size, &memory), 0);
     for (uint32_t i = 0; i < count; i++)
         fresh(i, START);
     memset(&tally, 0, sizeof tally);
@@ -70,6 +72,7 @@ static void finish(void)
 {
     join_free(join);
     join = NULL;
+    ck_assert_uint_eq(memory.used, 0);
 }
 
 static uint64_t time_of(uint64_t pass)
@@ -374,6 +377,105 @@ START_TEST(exporter_came_late)
     ck_assert_uint_eq(tally.complete, 3);
     ck_assert_uint_eq(incomplete(), 0);
     expect_loads(103, 105, NULL, 0);
+    finish();
+}
+END_TEST
+
+/* Nobody holds them any more: no open pass stands for them. */
+START_TEST(lost_by_all_ranks)
+{
+    begin(2);
+    for (uint32_t rank = 0; rank < 2; rank++) {
+        ck_assert(supply(rank, 0));
+        ck_assert(supply_after_loss(rank, rank == 0 ? 11 : 13)); /* 1 … 10 by both, 11 and 12 by one alone */
+    }
+    ck_assert(supply(0, 12));
+    ck_assert(supply(0, 13));
+    ck_assert_uint_eq(emit(), 4);
+    ck_assert_uint_eq(tally.complete, 2);
+    ck_assert_uint_eq(tally.incomplete[JOIN_LOST], 12);
+    ck_assert_uint_eq(incomplete(), 12);
+    finish();
+}
+END_TEST
+
+/* Numbers that nobody supplied and not all lost were not recorded. */
+START_TEST(unrecorded_is_not_lost)
+{
+    begin(2);
+    for (uint32_t rank = 0; rank < 2; rank++) {
+        ck_assert(supply(rank, 0));
+        ck_assert(rank == 0 ? supply_after_loss(rank, 100) : supply(rank, 100));
+    }
+    ck_assert_uint_eq(emit(), 2);
+    ck_assert_uint_eq(incomplete(), 0);
+    finish();
+}
+END_TEST
+
+START_TEST(stray_pass_number)
+{
+    begin(2);
+    for (uint32_t rank = 0; rank < 2; rank++)
+        ck_assert(supply(rank, 0));
+    ck_assert(supply_at(1, 1000000, time_of(1)));
+    (void)emit();
+    uint64_t pass = 2;
+    for (; time_of(pass) < time_of(1) + 5000 * MS; pass++) {
+        for (uint32_t rank = 0; rank < 2; rank++)
+            (void)supply(rank, pass);
+        (void)emit();
+    }
+    unsigned before = tally.complete;
+    for (uint64_t end = pass + 50; pass < end; pass++) {
+        for (uint32_t rank = 0; rank < 2; rank++)
+            ck_assert(supply(rank, pass));
+        (void)emit();
+    }
+    ck_assert_uint_eq(tally.complete, before + 50);
+    finish();
+}
+END_TEST
+
+/* One who lags for a minute is late, and starts nothing over. */
+START_TEST(straggler_does_not_start_over)
+{
+    begin(2);
+    ck_assert(supply(0, 0));
+    ck_assert(supply(1, 0));
+    for (uint64_t pass = 1; pass < 200; pass++)
+        ck_assert(supply(0, pass));
+    (void)emit();
+    unsigned late = tally.incomplete[JOIN_LATE];
+    ck_assert_uint_gt(late, 50);
+    for (uint64_t pass = 1; pass <= late; pass++)
+        ck_assert(!supply_at(1, pass, time_of(pass) + 60000 * MS));
+    for (uint64_t pass = late + 1; pass < 200; pass++)
+        ck_assert(supply(1, pass));
+    (void)emit();
+    ck_assert_uint_eq(tally.complete, 200 - late);
+    finish();
+}
+END_TEST
+
+START_TEST(memory_bounds_open_passes)
+{
+    begin(2);
+    memory.limit = (size_t)10 * 1024;
+    uint64_t pass = 0;
+    while (join_ready(join, pass))
+        ck_assert(supply(0, pass++));
+    ck_assert_uint_ge(pass, JOIN_OPEN_MIN);
+    ck_assert_uint_lt(pass, JOIN_OPEN_MAX);
+    ck_assert_uint_le(memory.used, memory.limit);
+    ck_assert_uint_eq(join_emit(join, members, member_count, true, &sink), 1);
+    ck_assert(join_ready(join, pass));
+    /* Another join of the process finds nothing left, but what it needs to go on. */
+    struct join *other;
+    memory.limit = memory.used;
+    ck_assert_int_eq(join_new(&other, LAYERS, size, &memory), 0);
+    ck_assert(join_ready(other, 0));
+    join_free(other);
     finish();
 }
 END_TEST
@@ -729,6 +831,11 @@ int main(void)
                                   starts_later,
                                   exporter_came_late,
                                   skipped_or_lost,
+                                  lost_by_all_ranks,
+                                  unrecorded_is_not_lost,
+                                  stray_pass_number,
+                                  straggler_does_not_start_over,
+                                  memory_bounds_open_passes,
                                   lost_before_it_died,
                                   full_of_open_passes,
                                   idle_emits_nothing,
