@@ -21,6 +21,7 @@ INCLUDEDIR ?= $(PREFIX)/include
 MANDIR ?= $(PREFIX)/share/man
 DOCDIR ?= $(PREFIX)/share/doc/wideep-exporter
 INSTALL ?= install
+LDCONFIG ?= PATH="$$PATH:/usr/sbin:/sbin" ldconfig
 PKG_CONFIG ?= pkg-config
 # The Debian packages of the tests belong to this python, which need not be the first on PATH.
 PYTHON ?= /usr/bin/python3
@@ -388,9 +389,15 @@ format: ## Format the sources in place
 
 # ---- install ----------------------------------------------------------------------------------
 
+# pkg-config lets its caller move the prefix: what lies below it is written relative to it.
+below_prefix = $(patsubst $(PREFIX)/%,$${prefix}/%,$(1))
+man_directory = $(MANDIR)/man$(patsubst .%,%,$(suffix $(1)))
+# As they lie here, because they name each other that way.
+DOCUMENTS := README.md CHANGELOG.md LICENSE $(wildcard shm-abi/README.md)
+
 .PHONY: install uninstall
 install: all ## Install under PREFIX (default /usr/local), below DESTDIR if given
-	$(INSTALL) -d '$(DESTDIR)$(BINDIR)' '$(DESTDIR)$(LIBDIR)/pkgconfig' '$(DESTDIR)$(INCLUDEDIR)' '$(DESTDIR)$(DOCDIR)'
+	$(INSTALL) -d '$(DESTDIR)$(BINDIR)' '$(DESTDIR)$(LIBDIR)/pkgconfig' '$(DESTDIR)$(INCLUDEDIR)'
 	$(if $(strip $(PROGRAMS)),$(INSTALL) -m 755 $(PROGRAMS) '$(DESTDIR)$(BINDIR)')
 ifneq ($(SO_SRCS),)
 	$(INSTALL) -m 644 $(B)/$(SO_REAL) '$(DESTDIR)$(LIBDIR)'
@@ -399,21 +406,32 @@ ifneq ($(SO_SRCS),)
 endif
 	$(if $(ABI_HEADER),$(INSTALL) -m 644 $(ABI_HEADER) '$(DESTDIR)$(INCLUDEDIR)')
 ifneq ($(wildcard shm-abi/wideep_shm.pc.in),)
-	sed -e 's|@PREFIX@|$(PREFIX)|g' -e 's|@VERSION@|$(VERSION)|g' shm-abi/wideep_shm.pc.in \
+	sed -e 's|@PREFIX@|$(PREFIX)|g' -e 's|@INCLUDEDIR@|$(call below_prefix,$(INCLUDEDIR))|g' \
+		-e 's|@LIBDIR@|$(call below_prefix,$(LIBDIR))|g' -e 's|@VERSION@|$(VERSION)|g' shm-abi/wideep_shm.pc.in \
 		>'$(DESTDIR)$(LIBDIR)/pkgconfig/wideep_shm.pc'
 	chmod 644 '$(DESTDIR)$(LIBDIR)/pkgconfig/wideep_shm.pc'
 endif
-	$(foreach page,$(MAN_PAGES),$(INSTALL) -D -m 644 $(page) \
-		'$(DESTDIR)$(MANDIR)/man$(patsubst .%,%,$(suffix $(page)))/$(notdir $(page))' &&) :
-	$(INSTALL) -m 644 LICENSE '$(DESTDIR)$(DOCDIR)'
+	$(foreach page,$(MAN_PAGES),$(INSTALL) -D -m 644 $(page) '$(DESTDIR)$(call man_directory,$(page))/$(notdir $(page))' &&) :
+	$(foreach document,$(DOCUMENTS),$(INSTALL) -D -m 644 $(document) '$(DESTDIR)$(DOCDIR)/$(document)' &&) :
+ifneq ($(SO_SRCS),)
+# The dynamic linker finds a library by its cache. Below DESTDIR that is the packager's to do, and without root it
+# cannot be done.
+	@if [ -z '$(DESTDIR)' ] && [ "$$(id -u)" = 0 ]; then $(LDCONFIG) || :; \
+	elif [ -z '$(DESTDIR)' ]; then echo 'As root, run ldconfig, so that $(SO_NAME) is found in $(LIBDIR).'; fi
+endif
+
+# Directories that others share are left alone, even when they are empty.
+OWN_DIRECTORIES = $(DOCDIR)/shm-abi $(DOCDIR) $(if $(DESTDIR)$(filter-out /usr /usr/local,$(PREFIX)),$(LIBDIR)/pkgconfig \
+	$(sort $(foreach page,$(MAN_PAGES),$(call man_directory,$(page)))) $(MANDIR) $(BINDIR) $(LIBDIR) $(INCLUDEDIR) \
+	$(patsubst %/,%,$(dir $(DOCDIR)) $(dir $(MANDIR))) $(PREFIX))
 
 uninstall: ## Remove what install put there
 	rm -f $(foreach name,wideep-exporter wideep-sim wideep-dump,'$(DESTDIR)$(BINDIR)/$(name)') \
 		$(foreach name,libwideep_shm.so $(SO_NAME) $(SO_REAL) pkgconfig/wideep_shm.pc,'$(DESTDIR)$(LIBDIR)/$(name)') \
 		$(foreach name,$(notdir $(ABI_HEADER)),'$(DESTDIR)$(INCLUDEDIR)/$(name)') \
-		$(foreach page,$(MAN_PAGES),'$(DESTDIR)$(MANDIR)/man$(patsubst .%,%,$(suffix $(page)))/$(notdir $(page))') \
-		'$(DESTDIR)$(DOCDIR)/LICENSE'
-	-rmdir '$(DESTDIR)$(DOCDIR)'
+		$(foreach page,$(MAN_PAGES),'$(DESTDIR)$(call man_directory,$(page))/$(notdir $(page))') \
+		$(foreach document,$(DOCUMENTS),'$(DESTDIR)$(DOCDIR)/$(document)')
+	@$(foreach directory,$(OWN_DIRECTORIES),rmdir '$(DESTDIR)$(directory)' 2>/dev/null;) :
 
 # ---- the rest ---------------------------------------------------------------------------------
 

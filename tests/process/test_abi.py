@@ -183,7 +183,10 @@ def test_pkg_config(tmp_path):
     (prefix / "include").mkdir(parents=True)
     (prefix / "lib" / "pkgconfig").mkdir(parents=True)
     shutil.copy(HEADER, prefix / "include")
-    text = (ROOT / "shm-abi" / "wideep_shm.pc.in").read_text().replace("@PREFIX@", str(prefix)).replace("@VERSION@", "1.2.3")
+    text = (ROOT / "shm-abi" / "wideep_shm.pc.in").read_text()
+    for name, value in (("PREFIX", prefix), ("INCLUDEDIR", "${prefix}/include"), ("LIBDIR", "${prefix}/lib"),
+                        ("VERSION", "1.2.3")):
+        text = text.replace(f"@{name}@", str(value))
     assert "@" not in text
     (prefix / "lib" / "pkgconfig" / "wideep_shm.pc").write_text(text)
     env = dict(os.environ, PKG_CONFIG_PATH=str(prefix / "lib" / "pkgconfig"))
