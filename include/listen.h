@@ -4,12 +4,23 @@
 #ifndef WIDEEP_LISTEN_H
 #define WIDEEP_LISTEN_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
+/* Is it :PORT, HOST:PORT or [IPV6]:PORT with a port up to 65535? Whether there is such a host is not asked. */
+bool listen_address_valid(const char *address);
+
 /* Opens a bound, listening, non-blocking, close-on-exec socket for :PORT, HOST:PORT or [IPV6]:PORT. :PORT is both IPv6
- * and IPv4, or IPv4 alone where there is no IPv6. Port 0 lets the kernel choose. Returns 0, or a negative errno with
- * one line in `error` that says what to do. */
+ * and IPv4, or IPv4 alone where there is no IPv6. Of a host with several addresses it is the first, in the order of the
+ * resolver, that this machine can listen on. Port 0 lets the kernel choose. Returns 0, or a negative errno with one
+ * line in `error` that says what to do. */
 int listen_open(const char *address, int *ret_fd, char *error, size_t error_size);
+
+/* The same for a list of the resolver's: goes on to the next address only where this machine does not have one, so that a
+ * port that is taken is an error and not an exporter that listens elsewhere. `v6_only`: an IPv6 socket takes no IPv4.
+ * Returns 0, or a negative errno. */
+struct addrinfo;
+int listen_first(const struct addrinfo *list, bool v6_only, int *ret_fd);
 
 /* HOST:PORT that a socket listens on, for messages. */
 void listen_describe(int fd, char *ret, size_t size);

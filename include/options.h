@@ -2,7 +2,8 @@
  * options: the daemon's flags and environment variables, driven by one table.
  *
  * Each flag --a.b-c=VALUE (or "--a.b-c VALUE") is also the environment variable WIDEEP_A_B_C; the flag wins. Flags that
- * may be repeated are separated by commas in the environment. Variables that are no flag's are left alone.
+ * may be repeated are separated by commas in the environment, and an empty variable counts as unset. Variables that are
+ * no flag's are left alone, but one that looks like a misspelt flag's is worth a warning.
  */
 #ifndef WIDEEP_OPTIONS_H
 #define WIDEEP_OPTIONS_H
@@ -16,7 +17,7 @@
 #define OPTIONS_TEXT_MAX      256
 
 struct options {
-    char shm_dir[OPTIONS_TEXT_MAX];
+    char shm_dir[WIDEEP_MAX_PATH + 1]; /* what a writer takes */
     char shm_instance[OPTIONS_TEXT_MAX]; /* "*": all */
     uint32_t owner_count;                /* 0: any */
     uid_t owners[SEGMENT_OWNERS_MAX];
@@ -36,6 +37,9 @@ struct options {
 /* Returns 0, or -EINVAL with one line in `error` that says which flag or variable, what was wrong, and what is allowed.
  */
 int options_parse(struct options *ret, int argc, char *const *argv, char *error, size_t error_size);
+
+/* Logs each variable of the environment that is none of ours but nearly so, with the one it was meant to be. */
+void options_warn_misspelt(char *const *environment);
 
 void options_print_help(FILE *file);
 

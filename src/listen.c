@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <netdb.h>
 #include <netinet/in.h>
-#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,7 +10,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define BACKLOG 1024
+#define BACKLOG  1024
+#define HOST_MAX 256
 
 static const char *advice(int error)
 {
@@ -23,16 +23,16 @@ static const char *advice(int error)
     }
 }
 
-static int open_socket(const struct addrinfo *info, int v6_only, int *ret_fd)
+static int open_socket(const struct addrinfo *info, bool v6_only, int *ret_fd)
 {
-    int on = 1;
+    int on = 1, only = v6_only;
     int fd = socket(info->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 
     if (fd < 0)
         return -errno;
     int failed = setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
     if (!failed && info->ai_family == AF_INET6)
-        failed = setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &v6_only, sizeof v6_only);
+        failed = setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &only, sizeof only);
     if (!failed)
         failed = bind(fd, info->ai_addr, info->ai_addrlen);
     if (!failed)
@@ -46,9 +46,19 @@ static int open_socket(const struct addrinfo *info, int v6_only, int *ret_fd)
     return 0;
 }
 
-static bool lacks_ipv6(int error)
+/* This machine does not have the address, or not even its family. */
+static bool is_elsewhere(int error)
 {
     return error == -EAFNOSUPPORT || error == -EADDRNOTAVAIL || error == -EPROTONOSUPPORT;
+}
+
+int listen_first(const struct addrinfo *list, bool v6_only, int *ret_fd)
+{
+    int result = -EAFNOSUPPORT;
+
+    for (; list && is_elsewhere(result); list = list->ai_next)
+        result = open_socket(list, v6_only, ret_fd);
+    return result;
 }
 
 /* Splits HOST:PORT. The host is empty for all addresses. The C library would take a port modulo 65536. */
@@ -74,10 +84,18 @@ static int split(const char *address, char *host, size_t host_size, const char *
     return 0;
 }
 
+bool listen_address_valid(const char *address)
+{
+    char host[HOST_MAX];
+    const char *port;
+
+    return split(address, host, sizeof host, &port) == 0;
+}
+
 int listen_open(const char *address, int *ret_fd, char *error, size_t error_size)
 {
     struct addrinfo hints = {.ai_flags = AI_PASSIVE | AI_NUMERICSERV, .ai_socktype = SOCK_STREAM}, *found = NULL;
-    char host[256];
+    char host[HOST_MAX];
     const char *port;
 
     if (split(address, host, sizeof host, &port) != 0) {
@@ -90,11 +108,11 @@ int listen_open(const char *address, int *ret_fd, char *error, size_t error_size
     static const int families[] = {AF_INET6, AF_INET};
     int result = -EAFNOSUPPORT;
     const char *reason = NULL;
-    for (unsigned i = 0; i < (host[0] ? 1u : 2u) && (i == 0 || lacks_ipv6(result)); i++) {
+    for (unsigned i = 0; i < (host[0] ? 1u : 2u) && (i == 0 || is_elsewhere(result)); i++) {
         hints.ai_family = host[0] ? AF_UNSPEC : families[i];
         int failed = getaddrinfo(host[0] ? host : NULL, port, &hints, &found);
         reason = failed ? gai_strerror(failed) : NULL;
-        result = failed ? -EAFNOSUPPORT : open_socket(found, host[0] != 0, ret_fd);
+        result = failed ? -EAFNOSUPPORT : listen_first(found, host[0] != 0, ret_fd);
         if (!failed)
             freeaddrinfo(found);
         if (result == 0)

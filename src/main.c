@@ -100,6 +100,7 @@ int main(int argc, char **argv)
         return EXIT_SUCCESS;
     }
     log_setup((enum log_level)options.log_level, (enum log_format)options.log_format);
+    options_warn_misspelt(environ);
     /* Before any thread starts, so that they all inherit the mask and sigwait() alone receives these. */
     (void)signal(SIGPIPE, SIG_IGN);
     sigemptyset(&signals);

@@ -1,5 +1,8 @@
 #include "options.h"
 
+#include "listen.h"
+#include "nearest.h"
+
 #include <ctype.h>
 #include <inttypes.h>
 
@@ -9,7 +12,7 @@
 #define NAME_MAX_LENGTH 48
 
 enum option_type {
-    TYPE_TEXT,
+    TYPE_DIRECTORY,
     TYPE_INSTANCE,
     TYPE_PATH,
     TYPE_OWNERS,
@@ -36,14 +39,14 @@ static const char *const log_formats[] = {"logfmt", "json", NULL};
 #define AT(field) offsetof(struct options, field)
 
 static const struct option_row rows[] = {
-    {"shm.dir", TYPE_TEXT, AT(shm_dir), "/dev/shm",
+    {"shm.dir", TYPE_DIRECTORY, AT(shm_dir), "/dev/shm",
      "Directory that the engine's ranks write their segments to. It need not exist yet.", 0, 0, NULL},
     {"shm.instance", TYPE_INSTANCE, AT(shm_instance), "default",
      "Instance to serve; '*' for all, with a label wideep_instance.", 0, 0, NULL},
     {"shm.owner", TYPE_OWNERS, 0, "any",
      "Numeric user ids whose segments are read, separated by commas; 'any' for all.", 0, 0, NULL},
     {"web.listen-address", TYPE_ADDRESS, 0, ":9464",
-     "Address to listen on: :PORT, HOST:PORT or [IPV6]:PORT. May be repeated.", 0, 0, NULL},
+     "Address to listen on; port 0 lets the kernel choose. May be repeated.", 0, 0, NULL},
     {"web.telemetry-path", TYPE_PATH, AT(telemetry_path), "/metrics", "Path of the metrics page.", 0, 0, NULL},
     {"collect.interval", TYPE_DURATION, AT(collect_interval_ns), "250ms", "How often shared memory is read.", 10 * MS,
      60 * S, NULL},
@@ -204,17 +207,18 @@ static void describe_allowed(const struct option_row *row, char *ret, size_t siz
         break;
     case TYPE_FLAG: (void)snprintf(ret, size, "true or false"); break;
     case TYPE_ADDRESS:
-        (void)snprintf(ret, size, ":PORT, HOST:PORT or [IPV6]:PORT, at most %d times", OPTIONS_ADDRESSES_MAX);
+        (void)snprintf(ret, size, ":PORT, HOST:PORT or [IPV6]:PORT with a port up to 65535, at most %d of them",
+                       OPTIONS_ADDRESSES_MAX);
         break;
-    default: (void)snprintf(ret, size, "1 to %d characters", OPTIONS_TEXT_MAX - 1);
+    case TYPE_DIRECTORY: (void)snprintf(ret, size, "a path of 1 to %u bytes", WIDEEP_MAX_PATH); break;
     }
 }
 
-static bool set_text(char *field, const char *text)
+static bool set_text(char *field, size_t size, const char *text)
 {
     size_t length = strlen(text);
 
-    if (length == 0 || length >= OPTIONS_TEXT_MAX)
+    if (length == 0 || length >= size)
         return false;
     memcpy(field, text, length + 1);
     return true;
@@ -226,14 +230,15 @@ static bool set_value(struct options *options, const struct option_row *row, con
     uint64_t number = 0;
 
     switch (row->type) {
-    case TYPE_TEXT: return set_text(field, text);
+    case TYPE_DIRECTORY: return set_text(field, sizeof options->shm_dir, text);
     case TYPE_INSTANCE:
-        return (strcmp(text, "*") == 0 || wideep_instance_valid(text, strlen(text))) && set_text(field, text);
-    case TYPE_PATH: return is_telemetry_path(text) && set_text(field, text);
+        return (strcmp(text, "*") == 0 || wideep_instance_valid(text, strlen(text))) &&
+               set_text(field, OPTIONS_TEXT_MAX, text);
+    case TYPE_PATH: return is_telemetry_path(text) && set_text(field, OPTIONS_TEXT_MAX, text);
     case TYPE_OWNERS: return parse_owners(text, options);
     case TYPE_ADDRESS:
-        return options->address_count < OPTIONS_ADDRESSES_MAX && strrchr(text, ':') &&
-               set_text(options->addresses[options->address_count++], text);
+        return options->address_count < OPTIONS_ADDRESSES_MAX && listen_address_valid(text) &&
+               set_text(options->addresses[options->address_count++], OPTIONS_TEXT_MAX, text);
     case TYPE_DURATION:
         if (!parse_duration(text, &number) || number < row->low || number > row->high)
             return false;
@@ -267,44 +272,14 @@ static void variable_name(const struct option_row *row, char *ret, size_t size)
         *c = *c == '.' || *c == '-' ? '_' : (char)toupper((unsigned char)*c);
 }
 
-static unsigned edit_distance(const char *a, const char *b)
-{
-    unsigned row[NAME_MAX_LENGTH + 1];
-    size_t n = strlen(b);
-
-    if (n > NAME_MAX_LENGTH || strlen(a) > NAME_MAX_LENGTH)
-        return UINT_MAX;
-    for (unsigned j = 0; j <= n; j++)
-        row[j] = j;
-    for (unsigned i = 1; a[i - 1]; i++) {
-        unsigned diagonal = row[0];
-        row[0] = i;
-        for (unsigned j = 1; j <= n; j++) {
-            unsigned above = row[j];
-            unsigned best = diagonal + (a[i - 1] != b[j - 1]);
-            best = above + 1 < best ? above + 1 : best;
-            row[j] = row[j - 1] + 1 < best ? row[j - 1] + 1 : best;
-            diagonal = above;
-        }
-    }
-    return row[n];
-}
-
 static int unknown_flag(const char *name, char *error, size_t error_size)
 {
-    const char *nearest = NULL;
-    /* A third of its letters wrong is a slip; more is another word. */
-    unsigned least = (unsigned)strlen(name) / 3 + 2;
+    struct nearest nearest = nearest_to(name);
 
-    for (size_t i = 0; i < COUNT(rows); i++) {
-        unsigned distance = edit_distance(name, rows[i].name);
-        if (distance < least) {
-            least = distance;
-            nearest = rows[i].name;
-        }
-    }
-    (void)snprintf(error, error_size, "unknown flag --%.60s%s%s%s; try --help", name,
-                   nearest ? ", did you mean --" : "", nearest ? nearest : "", nearest ? "?" : "");
+    for (size_t i = 0; i < COUNT(rows); i++)
+        nearest_offer(&nearest, rows[i].name);
+    (void)snprintf(error, error_size, "unknown flag --%.60s; %s%s%stry --help", name,
+                   nearest.name ? "did you mean --" : "", nearest.name ? nearest.name : "", nearest.name ? "? " : "");
     return -EINVAL;
 }
 
@@ -355,6 +330,10 @@ static int parse_flags(struct options *options, int argc, char *const *argv, cha
 
     for (int i = 1; i < argc; i++) {
         char source[NAME_MAX_LENGTH + 4];
+        if (strcmp(argv[i], "-h") == 0) {
+            options->help = 1;
+            continue;
+        }
         if (strncmp(argv[i], "--", 2) != 0 || argv[i][2] == 0) {
             (void)snprintf(error, error_size, "unexpected argument '%.80s': flags begin with --; try --help", argv[i]);
             return -EINVAL;
@@ -420,24 +399,60 @@ int options_parse(struct options *ret, int argc, char *const *argv, char *error,
     return failed;
 }
 
+/* A flag's, or the writers', who may share the environment of a pod. */
+static bool is_known_variable(const char *name)
+{
+    for (size_t i = 0; i < COUNT(rows); i++) {
+        char known[NAME_MAX_LENGTH + 8];
+        variable_name(&rows[i], known, sizeof known);
+        if (strcmp(known, name) == 0)
+            return true;
+    }
+    return strcmp(name, "WIDEEP_INSTANCE") == 0;
+}
+
+void options_warn_misspelt(char *const *environment)
+{
+    static const char prefix[] = "WIDEEP_";
+    enum { PREFIX_LENGTH = sizeof prefix - 1 };
+
+    for (; *environment; environment++) {
+        char name[NEAREST_LENGTH_MAX + 1], known[COUNT(rows)][NAME_MAX_LENGTH + 8];
+        size_t length = strcspn(*environment, "=");
+        if (strncmp(*environment, prefix, PREFIX_LENGTH) != 0 || length >= sizeof name)
+            continue;
+        memcpy(name, *environment, length);
+        name[length] = 0;
+        if (is_known_variable(name))
+            continue;
+        /* Without what they all begin with, which would make them all alike. */
+        struct nearest nearest = nearest_to(name + PREFIX_LENGTH);
+        for (size_t i = 0; i < COUNT(rows); i++) {
+            variable_name(&rows[i], known[i], sizeof known[i]);
+            nearest_offer(&nearest, known[i] + PREFIX_LENGTH);
+        }
+        if (nearest.name)
+            log_warn("unknown variable", "variable", name, "did_you_mean", nearest.name - PREFIX_LENGTH, NULL);
+    }
+}
+
 void options_print_help(FILE *file)
 {
     (void)fprintf(file,
-                  "Usage: wideep-exporter [--FLAG=VALUE …]\n\n"
+                  "Usage: wideep-exporter [--FLAG=VALUE | --FLAG VALUE]...\n\n"
                   "Serves the load balance and batch overlap of wide expert-parallel engines to Prometheus, read from\n"
                   "the shared-memory segments that their ranks write. Each flag may be given as the environment\n"
-                  "variable under it; the flag wins.\n\n");
+                  "variable under it, where repeated values are separated by commas and an empty value counts as\n"
+                  "unset; the flag wins.\n\n");
     for (size_t i = 0; i < COUNT(rows); i++) {
-        char name[NAME_MAX_LENGTH + 8];
+        char name[NAME_MAX_LENGTH + 8], allowed[200];
+        const bool flag = rows[i].type == TYPE_FLAG;
         variable_name(&rows[i], name, sizeof name);
-        (void)fprintf(file, "  --%s%s%s\n      %s\n", rows[i].name, rows[i].type == TYPE_FLAG ? "" : "=",
-                      rows[i].type == TYPE_FLAG ? "" : rows[i].initial, rows[i].help);
-        if (rows[i].choices) {
-            (void)fprintf(file, "      One of:");
-            for (size_t c = 0; rows[i].choices[c]; c++)
-                (void)fprintf(file, " %s", rows[i].choices[c]);
-            (void)fprintf(file, "\n");
-        }
+        describe_allowed(&rows[i], allowed, sizeof allowed);
+        (void)fprintf(file, "  --%s%s%s\n      %s\n", rows[i].name, flag ? "" : "=", flag ? "" : rows[i].initial,
+                      rows[i].help);
+        if (!flag)
+            (void)fprintf(file, "      Allowed: %s.\n", allowed);
         if (rows[i].offset != AT(version) && rows[i].offset != AT(help))
             (void)fprintf(file, "      %s\n", name);
     }

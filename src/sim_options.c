@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Command line of wideep-sim. */
 #include "sim.h"
+
+#include "nearest.h"
 #include "version.h"
 
 #include <math.h>
@@ -54,8 +56,8 @@ static const struct {
     {"--linger", "S", "stay alive, idle, for S seconds after that [0]"},
     {"--restart", NULL, "restart a rank or front end that is killed"},
     {"--replicated", NULL, "the ranks of an engine route the same tokens (tensor parallel)"},
-    {"--version", NULL, "print the version"},
-    {"--help", NULL, "print this"},
+    {"--version", NULL, "print version and commit, and exit"},
+    {"--help", NULL, "print this help, and exit; also -h"},
 };
 
 static const struct {
@@ -77,9 +79,9 @@ static const struct {
 
 static int sim_options_help(void)
 {
-    (void)printf("Usage: wideep-sim [FLAG]...\n"
+    (void)printf("Usage: wideep-sim [--FLAG=VALUE | --FLAG VALUE]...\n\n"
                  "Simulates the ranks and front ends of a wide expert-parallel engine, one process each, which write\n"
-                 "through the ABI of wideep-exporter.\n\nFlags (--flag VALUE or --flag=VALUE):\n");
+                 "through the ABI of wideep-exporter.\n\nFlags:\n");
     for (unsigned i = 0; i < SIM_FLAGS; i++) {
         char flag[48];
         (void)snprintf(flag, sizeof flag, "%s %s", sim_flags[i].name, sim_flags[i].value ? sim_flags[i].value : "");
@@ -91,47 +93,20 @@ static int sim_options_help(void)
     return 1;
 }
 
-static unsigned sim_options_distance(const char *a, const char *b)
-{
-    unsigned row[65];
-    size_t n = strlen(b);
-    if (n > 64)
-        return 1000;
-    for (unsigned j = 0; j <= n; j++)
-        row[j] = j;
-    for (unsigned i = 1; *a; a++, i++) {
-        unsigned diagonal = row[0];
-        row[0] = i;
-        for (unsigned j = 1; j <= n; j++) {
-            unsigned change = diagonal + (*a != b[j - 1]);
-            diagonal = row[j];
-            unsigned insert = row[j - 1] + 1, erase = row[j] + 1;
-            row[j] = insert < erase ? insert : erase;
-            row[j] = change < row[j] ? change : row[j];
-        }
-    }
-    return row[n];
-}
-
 static int sim_options_unknown(const char *flag, size_t length)
 {
     char name[64];
-    unsigned best = SIM_FLAG_HELP, distance = 1000;
 
     (void)snprintf(name, sizeof name, "%.*s", length < 63 ? (int)length : 63, flag);
-    for (unsigned i = 0; i < SIM_FLAGS; i++) {
-        unsigned d = sim_options_distance(name, sim_flags[i].name);
-        if (d < distance) {
-            distance = d;
-            best = i;
-        }
+    if (strncmp(flag, "--", 2) != 0) {
+        (void)fprintf(stderr, "wideep-sim: unexpected argument '%s': flags begin with --; try --help\n", name);
+        return -EINVAL;
     }
-    if (flag[0] != '-')
-        (void)fprintf(stderr, "wideep-sim: unexpected argument '%s'; try --help\n", name);
-    else if (distance <= strlen(name) / 2)
-        (void)fprintf(stderr, "wideep-sim: unknown flag %s; did you mean %s? try --help\n", name, sim_flags[best].name);
-    else
-        (void)fprintf(stderr, "wideep-sim: unknown flag %s; try --help\n", name);
+    struct nearest nearest = nearest_to(name + 2);
+    for (unsigned i = 0; i < SIM_FLAGS; i++)
+        nearest_offer(&nearest, sim_flags[i].name + 2);
+    (void)fprintf(stderr, "wideep-sim: unknown flag %s; %s%s%stry --help\n", name,
+                  nearest.name ? "did you mean --" : "", nearest.name ? nearest.name : "", nearest.name ? "? " : "");
     return -EINVAL;
 }
 
@@ -257,7 +232,7 @@ static int sim_options_set(struct sim_options *o, enum sim_flag flag, char *valu
     case SIM_FLAG_LINGER: return sim_options_number(flag, value, 1e9, &o->linger);
     case SIM_FLAG_RESTART: o->restart = true; return 0;
     case SIM_FLAG_REPLICATED: o->replicated = true; return 0;
-    case SIM_FLAG_VERSION: (void)printf("wideep-sim %s (%s)\n", WIDEEP_VERSION, WIDEEP_COMMIT); return 1;
+    case SIM_FLAG_VERSION: (void)printf("wideep-sim %s (commit %s)\n", WIDEEP_VERSION, WIDEEP_COMMIT); return 1;
     default: return sim_options_help();
     }
 }
@@ -317,7 +292,7 @@ static int sim_options_finish(struct sim_options *o)
             uint32_t fit = (model->physical / o->ep_size + 1) * o->ep_size - model->experts;
             (void)fprintf(stderr,
                           "wideep-sim: model %s: %u experts + %u redundant ones do not divide by %u EP ranks "
-                          "(--engines × --ranks); make it %u redundant ones (--redundant %u)\n",
+                          "(--engines × --ranks); make it %u redundant (--redundant %u)\n",
                           model->name, (unsigned)model->experts, (unsigned)model->redundant, (unsigned)o->ep_size,
                           (unsigned)fit, (unsigned)fit);
             return -EINVAL;
@@ -344,6 +319,8 @@ int sim_options_parse(struct sim_options *ret, int argc, char **argv)
         while (flag < SIM_FLAGS &&
                (strlen(sim_flags[flag].name) != length || memcmp(sim_flags[flag].name, argv[i], length) != 0))
             flag++;
+        if (strcmp(argv[i], "-h") == 0)
+            flag = SIM_FLAG_HELP;
         if (flag == SIM_FLAGS)
             return sim_options_unknown(argv[i], length);
         char *value = argv[i][length] ? argv[i] + length + 1 : NULL;

@@ -471,6 +471,7 @@ def refused(*flags, env=None):
     ("--shm.dir", "needs a value"),
     ("--log.format=xml", "logfmt or json"),
     ("--web.listen-address=9464", ":PORT"),
+    ("--web.listen-address=:99999", "up to 65535"),
 ])
 def test_bad_flag(flag, says):
     status, text = refused(flag)
@@ -480,11 +481,29 @@ def test_bad_flag(flag, says):
 def test_environment(shm):
     status, text = refused(env={"WIDEEP_COLLECT_INTERVAL": "fast"})
     assert status == 2 and "WIDEEP_COLLECT_INTERVAL" in text
+    status, text = refused(env={"WIDEEP_WEB_LISTEN_ADDRESS": "127.0.0.1:0,:99999"})
+    assert status == 2 and "WIDEEP_WEB_LISTEN_ADDRESS: ':99999'" in text
     with exporting(shm, env={"WIDEEP_WEB_TELEMETRY_PATH": "/m", "WIDEEP_SHM_INSTANCE": "x"}) as exporter:
         assert wait_for(lambda: exporter.get("/m")[0].status == 200)
     with exporting(shm, "--web.telemetry-path=/n", env={"WIDEEP_WEB_TELEMETRY_PATH": "/m"}) as exporter:
         assert wait_for(lambda: exporter.get("/n")[0].status == 200)
         assert exporter.get("/m")[0].status == 404
+
+
+def test_misspelt_variable(shm):
+    with exporting(shm, env={"WIDEEP_LOGLEVEL": "debug", "WIDEEP_INSTANCE": "x", "WIDEEP_LOG_LEVEL": ""}) as exporter:
+        exporter.scrape()
+        (line,) = [line for line in exporter.log if "unknown variable" in line]
+        assert "level=warn" in line and "did_you_mean=WIDEEP_LOG_LEVEL" in line
+
+
+def test_directory_as_long_as_writers_take(shm):
+    directory = shm / ("a" * 200) / ("b" * 200)
+    directory = directory / ("c" * (512 - 1 - len(str(directory))))
+    directory.mkdir(parents=True)
+    with exporting(directory) as exporter, simulating(directory, "--engines", 1, "--passes", 1, "--linger", 300) as sim:
+        sim.started()
+        exporter.wait_page(lambda page: page.segments() == {("live", "ok"): 2})
 
 
 def test_missing_directory_is_waited_for(shm):

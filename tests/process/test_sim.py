@@ -246,6 +246,7 @@ def gone(pid, seconds=3):
 def test_help_names_every_flag_and_scenario():
     done = run("--help")
     assert done.returncode == 0 and not done.stderr
+    assert run("-h").stdout == done.stdout
     for word in ("--shm.dir --instance --model --groups --engines --ranks --frontends --layers --experts --redundant "
                  "--passes-per-second --seconds --passes --scenario --seed --expect --linger --restart --version "
                  "default steady hot stall async fallout idle sparse reduced reduced-all mixed death").split():
@@ -254,7 +255,7 @@ def test_help_names_every_flag_and_scenario():
 
 def test_version():
     done = run("--version")
-    assert done.returncode == 0 and done.stdout.startswith(b"wideep-sim ")
+    assert done.returncode == 0 and re.fullmatch(rb"wideep-sim \S+ \(commit \S+\)\n", done.stdout)
 
 
 @pytest.mark.parametrize("flags, words", [

@@ -50,7 +50,7 @@ static void teardown(void)
 /* Parses up to four arguments. */
 static int parse(const char *a, const char *b, const char *c, const char *d)
 {
-    char text[5][OPTIONS_TEXT_MAX + 100] = {"wideep-exporter"};
+    char text[5][WIDEEP_MAX_PATH + 100] = {"wideep-exporter"};
     const char *const given[] = {a, b, c, d};
     char *argv[6] = {text[0]};
     int argc = 1;
@@ -152,6 +152,11 @@ START_TEST(addresses)
     ck_assert_int_eq(parse1("--web.listen-address=nowhere"), -EINVAL);
     ck_assert_ptr_nonnull(strstr(error, "--web.listen-address"));
     ck_assert_ptr_nonnull(strstr(error, "nowhere"));
+    ck_assert_int_eq(parse1("--web.listen-address=:65536"), -EINVAL);
+    ck_assert_ptr_nonnull(strstr(error, "up to 65535"));
+    variable("WEB_LISTEN_ADDRESS", ":1,:99999");
+    ck_assert_int_eq(parse1(NULL), -EINVAL);
+    ck_assert_ptr_nonnull(strstr(error, "WIDEEP_WEB_LISTEN_ADDRESS: ':99999'"));
 }
 END_TEST
 
@@ -231,13 +236,14 @@ START_TEST(bad_values)
         ck_assert_msg(strstr(error, bad[i].says) != NULL, "%s: %s", bad[i].flag, error);
         ck_assert_ptr_null(strchr(error, '\n'));
     }
-    char longer[OPTIONS_TEXT_MAX + 50];
+    char longer[WIDEEP_MAX_PATH + 50];
     memset(longer, 'a', sizeof longer);
     memcpy(longer, "--shm.dir=", 10);
-    longer[10 + OPTIONS_TEXT_MAX - 1] = 0;
+    longer[10 + WIDEEP_MAX_PATH] = 0;
     ck_assert_int_eq(parse1(longer), 0);
-    longer[10 + OPTIONS_TEXT_MAX - 1] = 'a';
-    longer[10 + OPTIONS_TEXT_MAX] = 0;
+    ck_assert_uint_eq(strlen(options.shm_dir), WIDEEP_MAX_PATH);
+    longer[10 + WIDEEP_MAX_PATH] = 'a';
+    longer[10 + WIDEEP_MAX_PATH + 1] = 0;
     ck_assert_int_eq(parse1(longer), -EINVAL);
 }
 END_TEST
@@ -245,7 +251,7 @@ END_TEST
 START_TEST(unknown_flags)
 {
     ck_assert_int_eq(parse1("--shm.dri=/x"), -EINVAL);
-    ck_assert_ptr_nonnull(strstr(error, "--shm.dri,"));
+    ck_assert_ptr_nonnull(strstr(error, "--shm.dri;"));
     ck_assert_ptr_nonnull(strstr(error, "did you mean --shm.dir?"));
     ck_assert_int_eq(parse1("--eplb-window=10s"), -EINVAL);
     ck_assert_ptr_nonnull(strstr(error, "did you mean --eplb.window?"));
@@ -258,13 +264,50 @@ START_TEST(unknown_flags)
     ck_assert_int_eq(parse1("shm.dir=/x"), -EINVAL);
     ck_assert_ptr_nonnull(strstr(error, "unexpected argument 'shm.dir=/x'"));
     ck_assert_int_eq(parse1("--"), -EINVAL);
-    ck_assert_int_eq(parse1("-h"), -EINVAL);
+    ck_assert_int_eq(parse1("-v"), -EINVAL);
+    ck_assert_int_eq(parse1("-h"), 0);
+    ck_assert_uint_eq(options.help, 1);
     ck_assert_int_eq(parse1("--shm.dir"), -EINVAL);
     ck_assert_ptr_nonnull(strstr(error, "--shm.dir needs a value"));
     char longer[300];
     memset(longer, '-', sizeof longer - 1);
     longer[sizeof longer - 1] = 0;
     ck_assert_int_eq(parse1(longer), -EINVAL);
+}
+END_TEST
+
+/* What is logged about variables of these names. */
+static void misspelt(char *ret, size_t size, char *a, char *b)
+{
+    char *const given[] = {a, b, NULL};
+    FILE *file = tmpfile();
+    int saved = dup(STDERR_FILENO);
+
+    ck_assert(file && saved >= 0 && dup2(fileno(file), STDERR_FILENO) >= 0);
+    options_warn_misspelt(given);
+    ck_assert(dup2(saved, STDERR_FILENO) >= 0);
+    (void)close(saved);
+    rewind(file);
+    ret[fread(ret, 1, size - 1, file)] = 0;
+    (void)fclose(file);
+}
+
+START_TEST(misspelt_variables)
+{
+    char text[1000], longer[300] = "WIDEEP_";
+
+    misspelt(text, sizeof text, (char[]){"WIDEEP_LOGLEVEL=debug"}, (char[]){"WIDEEP_SHM_DIR=/x"});
+    ck_assert_ptr_nonnull(strstr(text, "level=warn"));
+    ck_assert_ptr_nonnull(strstr(text, "variable=WIDEEP_LOGLEVEL did_you_mean=WIDEEP_LOG_LEVEL\n"));
+    ck_assert_ptr_null(strstr(text, "SHM_DIR"));
+    misspelt(text, sizeof text, (char[]){"WIDEEP_INSTANCE=blue"}, (char[]){"WIDEEP_BUILD=/b"});
+    ck_assert_str_eq(text, "");
+    /* What Kubernetes sets for a service of that name. */
+    misspelt(text, sizeof text, (char[]){"WIDEEP_EXPORTER_SERVICE_PORT=1"}, (char[]){"WIDEEP_EXPORTER_PORT_9464_TCP=t"});
+    ck_assert_str_eq(text, "");
+    memset(longer + 7, 'A', sizeof longer - 8);
+    misspelt(text, sizeof text, longer, (char[]){"OTHER_LOG_LEVE=x"});
+    ck_assert_str_eq(text, "");
 }
 END_TEST
 
@@ -303,6 +346,10 @@ START_TEST(help)
         ck_assert_msg(strstr(text, full) != NULL, "%s", full);
     }
     ck_assert_ptr_nonnull(strstr(text, "--help\n"));
+    ck_assert_ptr_nonnull(strstr(text, "at most 8 of them"));
+    ck_assert_ptr_nonnull(strstr(text, "up to 16 numeric user ids"));
+    ck_assert_ptr_nonnull(strstr(text, "from 10ms to 60s"));
+    ck_assert_ptr_nonnull(strstr(text, "Allowed: debug or info or warn or error."));
     free(text);
 }
 END_TEST
@@ -318,6 +365,7 @@ int main(void)
     tcase_add_test(tcase, environment);
     tcase_add_test(tcase, bad_values);
     tcase_add_test(tcase, unknown_flags);
+    tcase_add_test(tcase, misspelt_variables);
     tcase_add_test(tcase, durations);
     tcase_add_test(tcase, help);
     suite_add_tcase(suite, tcase);
