@@ -72,10 +72,10 @@ void dump_text_escaped(FILE *out, const char *bytes, size_t length);
 void dump_text(FILE *out, const struct dump_file *file, const struct dump_config *config,
                const struct dump_clock *clock);
 
-/* A JSON document is begun, gets each file, and is ended. */
+/* A JSON document is begun, gets each file, and is ended with why the directory cannot be read, or NULL. */
 void dump_json_begin(FILE *out, const struct dump_config *config, const struct dump_clock *clock);
 void dump_json_file(FILE *out, const struct dump_file *file, const struct dump_config *config,
                     const struct dump_clock *clock);
-void dump_json_end(FILE *out);
+void dump_json_end(FILE *out, const char *error);
 
 #endif

@@ -16,8 +16,8 @@ bool listen_address_valid(const char *address);
  * line in `error` that says what to do. */
 int listen_open(const char *address, int *ret_fd, char *error, size_t error_size);
 
-/* The same for a list of the resolver's: goes on to the next address only where this machine does not have one, so that a
- * port that is taken is an error and not an exporter that listens elsewhere. `v6_only`: an IPv6 socket takes no IPv4.
+/* The same for a list of the resolver's: goes on to the next address only where this machine does not have one, so that
+ * a port that is taken is an error and not an exporter that listens elsewhere. `v6_only`: an IPv6 socket takes no IPv4.
  * Returns 0, or a negative errno. */
 struct addrinfo;
 int listen_first(const struct addrinfo *list, bool v6_only, int *ret_fd);

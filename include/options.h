@@ -17,7 +17,7 @@
 #define OPTIONS_TEXT_MAX      256
 
 struct options {
-    char shm_dir[WIDEEP_MAX_PATH + 1]; /* what a writer takes */
+    char shm_dir[WIDEEP_MAX_PATH + 1];   /* what a writer takes */
     char shm_instance[OPTIONS_TEXT_MAX]; /* "*": all */
     uint32_t owner_count;                /* 0: any */
     uid_t owners[SEGMENT_OWNERS_MAX];

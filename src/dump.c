@@ -1,12 +1,17 @@
 /* wideep-dump: a read-only look into segments. */
 #include "dump.h"
 
+#include "nearest.h"
 #include "version.h"
 
 #include <getopt.h>
+#include <regex.h>
 
 /* ---- names
  * -------------------------------------------------------------------------------------------------- */
+
+/* As the exporter calls it. */
+#define DUMP_NOT_REGULAR "not_regular"
 
 #define DUMP_NAME(index, ...)                                                       \
     do {                                                                            \
@@ -108,13 +113,32 @@ static uint64_t dump_pread(int fd, void *ret, uint64_t size, uint64_t at)
     return done;
 }
 
-/* May the name of a file that cannot be read be one of this instance? */
+/* The instance in the name of a segment: wideep.<instance>.e<engine>.(r|fe)<number>. NULL and a length of 0: none. */
+static const char *dump_name_instance(const char *name, size_t *ret_length)
+{
+    regmatch_t match[2];
+    regex_t pattern;
+    const char *found = NULL;
+
+    *ret_length = 0;
+    if (regcomp(&pattern, "^wideep\\.(.+)\\.e[0-9]+\\.(r|fe)[0-9]+$", REG_EXTENDED) != 0)
+        return NULL;
+    if (regexec(&pattern, name, 2, match, 0) == 0 &&
+        wideep_instance_valid(name + match[1].rm_so, (size_t)(match[1].rm_eo - match[1].rm_so))) {
+        found = name + match[1].rm_so;
+        *ret_length = (size_t)(match[1].rm_eo - match[1].rm_so);
+    }
+    regfree(&pattern);
+    return found;
+}
+
+/* May a file that cannot be read be one of this instance, by its name? */
 static bool dump_name_of_instance(const char *name, const char *instance)
 {
-    size_t length = strlen(instance);
-    return strcmp(instance, "*") == 0 ||
-           (strncmp(name, "wideep.", 7) == 0 && strncmp(name + 7, instance, length) == 0 &&
-            strncmp(name + 7 + length, ".e", 2) == 0);
+    size_t length;
+    const char *found = dump_name_instance(name, &length);
+
+    return strcmp(instance, "*") == 0 || (found && strlen(instance) == length && strncmp(found, instance, length) == 0);
 }
 
 static void dump_file_free(struct dump_file *file)
@@ -150,11 +174,11 @@ static int dump_file_load(struct dump_file *file, const char *path, bool link)
     file->path = path;
     file->fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | (link ? 0 : O_NOFOLLOW));
     if (file->fd < 0)
-        return dump_file_fail(file, errno == ELOOP ? "not a regular file" : strerror(errno));
+        return dump_file_fail(file, errno == ELOOP ? DUMP_NOT_REGULAR : strerror(errno));
     if (fstat(file->fd, &st) != 0)
         return dump_file_fail(file, strerror(errno));
     if (!S_ISREG(st.st_mode))
-        return dump_file_fail(file, "not a regular file");
+        return dump_file_fail(file, DUMP_NOT_REGULAR);
     if (st.st_size == 0)
         return dump_file_fail(file, wideep_reason_name(WIDEEP_BAD_EMPTY));
     if ((uint64_t)st.st_size > WIDEEP_MAX_SEGMENT_SIZE)
@@ -222,14 +246,27 @@ static void dump_complain(const char *path, const char *reason)
     (void)fprintf(stderr, ": %s\n", reason);
 }
 
-/* Returns 1 when the file was bad. Of a directory, `name` says which instance a bad file belongs to. */
-static int dump_show(const char *path, bool named, const struct dump_config *config, const struct dump_clock *clock)
+/* What came of all files. */
+struct dump_result {
+    unsigned shown; /* bad ones too */
+    bool bad;
+    const char *error; /* why the directory cannot be read, or NULL */
+};
+
+/* Of a directory, the name says which instance a bad file belongs to. */
+static void dump_show(struct dump_result *result, const char *path, bool named, const struct dump_config *config,
+                      const struct dump_clock *clock)
 {
     struct dump_file file;
+    size_t length;
+    struct stat st;
     int error = dump_file_load(&file, path, named);
     /* It went away between listing and opening: there is nothing wrong with that. */
-    if (error && !named && access(path, F_OK) != 0 && errno == ENOENT)
-        return 0;
+    if (error && !named && lstat(path, &st) != 0 && errno == ENOENT)
+        return;
+    /* The exporter looks at the name first, and at nothing else where that is no segment's. */
+    if (error && !named && !dump_name_instance(dump_base_name(path), &length))
+        (void)dump_file_fail(&file, wideep_reason_name(WIDEEP_BAD_NAME));
     const char *instance = error ? NULL : file.view.identity.instance;
     bool wanted = instance ? strcmp(config->instance, "*") == 0 || strcmp(config->instance, instance) == 0
                            : named || dump_name_of_instance(dump_base_name(path), config->instance);
@@ -242,7 +279,8 @@ static int dump_show(const char *path, bool named, const struct dump_config *con
             dump_text(stdout, &file, config, clock);
     }
     dump_file_free(&file);
-    return wanted && error ? 1 : 0;
+    result->shown += wanted;
+    result->bad |= wanted && error;
 }
 
 static int dump_select(const struct dirent *entry)
@@ -250,56 +288,87 @@ static int dump_select(const struct dirent *entry)
     return strncmp(entry->d_name, "wideep.", 7) == 0;
 }
 
-static int dump_directory(const struct dump_config *config, const struct dump_clock *clock)
+static void dump_nothing(const struct dump_config *config)
+{
+    (void)fputs("no segments", stdout);
+    if (strcmp(config->instance, "*") != 0)
+        (void)printf(" of instance %s", config->instance);
+    (void)fputs(" in ", stdout);
+    dump_text_escaped(stdout, config->directory, strlen(config->directory));
+    (void)fputc('\n', stdout);
+}
+
+static void dump_directory(struct dump_result *result, const struct dump_config *config, const struct dump_clock *clock)
 {
     struct dirent **entries = NULL;
-    int bad = 0, count = scandir(config->directory, &entries, dump_select, versionsort);
+    int count = scandir(config->directory, &entries, dump_select, versionsort);
     if (count < 0) {
-        dump_complain(config->directory, strerror(errno));
-        return 1;
+        result->error = strerror(errno);
+        result->bad = true;
+        dump_complain(config->directory, result->error);
+        return;
     }
     for (int i = 0; i < count; i++) {
         char path[PATH_MAX];
         int length = snprintf(path, sizeof path, "%s/%s", config->directory, entries[i]->d_name);
         if (length > 0 && (size_t)length < sizeof path)
-            bad |= dump_show(path, false, config, clock);
+            dump_show(result, path, false, config, clock);
         free(entries[i]);
     }
     free(entries);
-    if (count == 0 && !config->json) {
-        (void)fputs("no segments in ", stdout);
-        dump_text_escaped(stdout, config->directory, strlen(config->directory));
-        (void)fputs("\n", stdout);
-    }
-    return bad;
+    if (result->shown == 0 && !config->json)
+        dump_nothing(config);
 }
 
 static void dump_help(void)
 {
-    (void)printf(
-        "usage: wideep-dump [OPTION…] [FILE…]\n"
-        "Shows what is in the shared-memory segments of a wide-EP engine: who writes them, whether the writer\n"
-        "lives, its totals and its newest records. Reads only. Without FILE: all segments of the directory.\n"
-        "\n"
-        "  --shm.dir=DIR        the directory (default: $WIDEEP_SHM_DIR, else /dev/shm)\n"
-        "  --instance=NAME      segments of this instance alone (default: * for all)\n"
-        "  --records=N          newest records of each ring (default: 10)\n"
-        "  --json               one JSON document\n"
-        "  --version, --help\n"
-        "\n"
-        "Exit code: 0, 1 when a file was bad or unreadable, 2 for wrong usage.\n");
+    (void)printf("Usage: wideep-dump [--FLAG=VALUE | --FLAG VALUE]... [FILE]...\n"
+                 "\n"
+                 "Shows what is in the shared-memory segments of a wide expert-parallel engine: who writes them,\n"
+                 "whether the writer lives, its totals and its newest records. Reads only. Without FILE: all segments\n"
+                 "of the directory.\n"
+                 "\n"
+                 "Flags:\n"
+                 "  --shm.dir DIR            the directory [$WIDEEP_SHM_DIR, else /dev/shm]\n"
+                 "  --instance NAME          segments of this instance alone [*, which is all]\n"
+                 "  --records N              newest records of each ring, up to %u; 0: none [10]\n"
+                 "  --json                   one JSON document\n"
+                 "  --version                print version and commit, and exit\n"
+                 "  --help                   print this help, and exit; also -h\n"
+                 "\n"
+                 "Exit status: 0; 1 when a file or the directory was bad or unreadable; 2 for wrong usage.\n",
+                 DUMP_RECORDS_MAX);
 }
 
 static int dump_usage(const char *what, const char *value)
 {
     (void)fprintf(stderr, "wideep-dump: %s", what);
     dump_text_escaped(stderr, value, strlen(value));
-    (void)fputs(" (--help lists the options)\n", stderr);
+    (void)fputs("; try --help\n", stderr);
+    return 2;
+}
+
+static int dump_unknown(const struct option *known, const char *given)
+{
+    char name[NEAREST_LENGTH_MAX + 1];
+    const char *word = given + strspn(given, "-");
+
+    (void)snprintf(name, sizeof name, "%.*s", (int)strcspn(word, "="), word);
+    struct nearest nearest = nearest_to(name);
+    for (; known->name; known++) {
+        if (strcmp(known->name, name) == 0)
+            return dump_usage("this flag takes no value: ", given);
+        nearest_offer(&nearest, known->name);
+    }
+    (void)fputs("wideep-dump: unknown flag ", stderr);
+    dump_text_escaped(stderr, given, strlen(given));
+    (void)fprintf(stderr, "; %s%s%stry --help\n", nearest.name ? "did you mean --" : "",
+                  nearest.name ? nearest.name : "", nearest.name ? "? " : "");
     return 2;
 }
 
 /* Above any letter. */
-enum dump_option { DUMP_DIRECTORY = 256, DUMP_INSTANCE, DUMP_RECORDS, DUMP_JSON, DUMP_VERSION, DUMP_HELP };
+enum dump_option { DUMP_DIRECTORY = 256, DUMP_INSTANCE, DUMP_RECORDS, DUMP_JSON, DUMP_VERSION };
 
 int main(int argc, char **argv)
 {
@@ -308,15 +377,15 @@ int main(int argc, char **argv)
                                             {"records", required_argument, NULL, DUMP_RECORDS},
                                             {"json", no_argument, NULL, DUMP_JSON},
                                             {"version", no_argument, NULL, DUMP_VERSION},
-                                            {"help", no_argument, NULL, DUMP_HELP},
+                                            {"help", no_argument, NULL, 'h'},
                                             {NULL, 0, NULL, 0}};
     char letter[] = "-?";
     struct dump_config config = {.directory = getenv("WIDEEP_SHM_DIR"), .instance = "*", .records = 10};
     struct dump_clock clock;
-    int bad = 0;
+    struct dump_result result = {0};
 
     opterr = 0;
-    for (int option; (option = getopt_long(argc, argv, ":", options, NULL)) != -1;) {
+    for (int option; (option = getopt_long(argc, argv, ":h", options, NULL)) != -1;) {
         char *end = NULL;
         switch (option) {
         case DUMP_DIRECTORY: config.directory = optarg; break;
@@ -328,13 +397,14 @@ int main(int argc, char **argv)
                 return dump_usage("--records takes a number from 0 to 1000000, not ", optarg);
             break;
         case DUMP_JSON: config.json = true; break;
-        case DUMP_VERSION: (void)printf("wideep-dump %s (%s)\n", WIDEEP_VERSION, WIDEEP_COMMIT); return 0;
-        case DUMP_HELP: dump_help(); return 0;
+        case DUMP_VERSION: (void)printf("wideep-dump %s (commit %s)\n", WIDEEP_VERSION, WIDEEP_COMMIT); return 0;
+        case 'h': dump_help(); return 0;
         case ':': return dump_usage("a value is missing after ", argv[optind - 1]);
         default:
-            /* There are none of one letter, so that is one; else it is the whole word. */
+            /* Of a group of letters getopt says which; else it is the whole word. */
             letter[1] = (char)optopt;
-            return dump_usage("unknown option ", optopt > 0 && optopt < DUMP_DIRECTORY ? letter : argv[optind - 1]);
+            return dump_unknown(options,
+                                optopt > 0 && optopt < DUMP_DIRECTORY && optopt != 'h' ? letter : argv[optind - 1]);
         }
     }
     if (strcmp(config.instance, "*") != 0 && !wideep_instance_valid(config.instance, strlen(config.instance)))
@@ -348,14 +418,14 @@ int main(int argc, char **argv)
     if (config.json)
         dump_json_begin(stdout, &config, &clock);
     if (config.directory)
-        bad = dump_directory(&config, &clock);
+        dump_directory(&result, &config, &clock);
     for (int i = optind; i < argc; i++)
-        bad |= dump_show(argv[i], true, &config, &clock);
+        dump_show(&result, argv[i], true, &config, &clock);
     if (config.json)
-        dump_json_end(stdout);
+        dump_json_end(stdout, result.error);
     if (fflush(stdout) != 0 || ferror(stdout)) {
         (void)fprintf(stderr, "wideep-dump: standard output: %s\n", strerror(errno));
         return 1;
     }
-    return bad;
+    return result.bad;
 }

@@ -431,9 +431,13 @@ void dump_json_file(FILE *out, const struct dump_file *file, const struct dump_c
     json_close(out, '}');
 }
 
-void dump_json_end(FILE *out)
+void dump_json_end(FILE *out, const char *error)
 {
     json_close(out, ']');
+    if (error)
+        json_text(out, "error", error);
+    else
+        json_null(out, "error");
     json_close(out, '}');
     (void)fputc('\n', out);
 }

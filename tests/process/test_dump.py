@@ -12,6 +12,7 @@ import time
 import pytest
 
 from abi_helpers import DURATION_BOUNDS, PHASES, UBATCH_BOUNDS, Segment, Writer, program
+from exporter_helpers import exporting
 
 UBATCHES = ("first", "second", "third", "fourth")
 
@@ -177,7 +178,7 @@ def test_empty_and_missing_directories(tmp_path):
     result = dump("--shm.dir", tmp_path / "missing", code=1)
     assert (result.stdout, result.stderr) == ("", f"wideep-dump: {tmp_path}/missing: No such file or directory\n")
     document, errors = dump_json("--shm.dir", tmp_path / "missing", code=1)
-    assert document["segments"] == [] and "No such file" in errors
+    assert document["segments"] == [] and "No such file" in errors and "No such file" in document["error"]
 
 
 def test_bad_files_beside_good_ones(tmp_path):
@@ -194,7 +195,7 @@ def test_bad_files_beside_good_ones(tmp_path):
         (tmp_path / "wideep.default.e9.r0").write_bytes(good)
         with open(tmp_path / "wideep.default.e10.r0", "wb") as file:
             file.truncate(2**40)
-        reasons = [reason for _, reason in bad.values()] + [None] + ["not a regular file"] * 3 + [None, "bad_size"]
+        reasons = [reason for _, reason in bad.values()] + [None] + ["not_regular"] * 3 + [None, "bad_size"]
         document, errors = dump_json("--shm.dir", tmp_path, code=1)
         assert [segment.get("error") for segment in document["segments"]] == reasons
         assert errors.splitlines() == [f"wideep-dump: {tmp_path}/wideep.default.e{i}.r0: {reason}"
@@ -208,6 +209,25 @@ def test_bad_files_beside_good_ones(tmp_path):
         (tmp_path / "link").symlink_to(tmp_path / "wideep.default.e5.r0")
         assert "link: alive" in dump(tmp_path / "link").stdout
         assert dump(tmp_path / "nothing", tmp_path / "link", code=1).stderr.endswith("/nothing: No such file or directory\n")
+
+
+def test_bad_files_have_the_exporters_reasons(tmp_path):
+    """A name that is no segment's comes first, and a link is one wherever it leads."""
+    (tmp_path / "wideep.hello").write_bytes(b"hello")
+    (tmp_path / "wideep.x.e0.r").mkdir()
+    (tmp_path / "wideep.a.b.e0.r0").symlink_to("nowhere")
+    document, _ = dump_json("--shm.dir", tmp_path, code=1)
+    shown = {os.path.basename(segment["file"]): segment["error"] for segment in document["segments"]}
+    assert shown == {"wideep.hello": "bad_name", "wideep.x.e0.r": "bad_name", "wideep.a.b.e0.r0": "not_regular"}
+    assert document["error"] is None
+    with exporting(tmp_path) as exporter:
+        reasons = {l["reason"]: v for l, v in exporter.scrape().of("wideep_segments", state="rejected") if v}
+    assert reasons == {"bad_name": 2}
+    with exporting(tmp_path, "--shm.instance=a.b") as exporter:
+        reasons = {l["reason"]: v for l, v in exporter.scrape().of("wideep_segments", state="rejected") if v}
+    assert reasons == {"bad_name": 2, "not_regular": 1}
+    assert dump("--shm.dir", tmp_path, "--instance", "a.b", code=1).stderr.endswith("e0.r0: not_regular\n")
+    assert dump("--shm.dir", tmp_path, "--instance", "b").stdout == f"no segments of instance b in {tmp_path}\n"
 
 
 NAMES = [b"plain", b'quote " backslash \\ slash /', b"new\nline\ttab\rreturn", b"\x1b]0;owned\x07\x1b[31mred", b"\x7f\x01",
@@ -253,7 +273,7 @@ def test_hostile_file_names(tmp_path):
     with open(path, "wb") as file:
         file.write(b"x")
     result = dump("--shm.dir", tmp_path, code=1)
-    assert result.stderr == f"wideep-dump: {tmp_path}/wideep.\\x1b[2J\\xff.e0.r0: truncated\n"
+    assert result.stderr == f"wideep-dump: {tmp_path}/wideep.\\x1b[2J\\xff.e0.r0: bad_name\n"
     document, errors = dump_json("--shm.dir", tmp_path, code=1)
     assert document["segments"][0]["file"] == path.decode("utf-8", "replace")
     assert "\x1b" not in errors
@@ -335,12 +355,15 @@ def test_while_the_writer_writes_and_the_file_shrinks(tmp_path):
 
 
 def test_usage(tmp_path):
-    assert re.fullmatch(r"wideep-dump \S+ \(\S+\)\n", dump("--version").stdout)
+    assert re.fullmatch(r"wideep-dump \S+ \(commit \S+\)\n", dump("--version").stdout)
     out = dump("--help").stdout
+    assert dump("-h").stdout == out
     for flag in ("--shm.dir", "--instance", "--records", "--json", "--version", "--help"):
         assert flag in out
-    for arguments, part in ((["--frob"], "unknown option --frob"), (["--frob=1"], "unknown option --frob=1"),
-                            (["-x"], "unknown option -x"), (["--json", "-xy"], "unknown option -x"), (["-d"], "unknown option -d"), (["--json=1"], "--json=1"),
+    for arguments, part in ((["--frob"], "unknown flag --frob; try --help"),
+                            (["--recrods", "5"], "did you mean --records?"), (["--frob=1"], "unknown flag --frob=1"),
+                            (["--help=1"], "takes no value: --help=1"),
+                            (["-x"], "unknown flag -x"), (["--json", "-xy"], "unknown flag -x"), (["-d"], "unknown flag -d"), (["--json=1"], "takes no value: --json=1"),
                             (["--records", "-1"], "not -1"), (["--records", "ten"], "not ten"), (["--records="], "not "),
                             (["--records", "1e3"], "not 1e3"), (["--records", "99999999999999999999"], "not 9"),
                             (["--shm.dir"], "missing after --shm.dir"), (["--instance", "a/b"], "unlike a/b"),

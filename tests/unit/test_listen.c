@@ -35,9 +35,23 @@ static uint16_t port_of(int fd)
 START_TEST(addresses)
 {
     static const char *const good[] = {":0", ":9464", "localhost:65535", "127.0.0.1:1", "[::1]:80", "[::]:0"};
-    static const char *const bad[] = {"",       ":",     "9464",     "host",   "host:",     ":x",
-                                      ":65536", ":-1",   ":+1",      ": 1",    "::1:80",    "[::1]",
-                                      "[]:1",   "[::1:1", "::1]:1",  ":00001x", ":999999999999999999999"};
+    static const char *const bad[] = {"",
+                                      ":",
+                                      "9464",
+                                      "host",
+                                      "host:",
+                                      ":x",
+                                      ":65536",
+                                      ":-1",
+                                      ":+1",
+                                      ": 1",
+                                      "::1:80",
+                                      "[::1]",
+                                      "[]:1",
+                                      "[::1:1",
+                                      "::1]:1",
+                                      ":00001x",
+                                      ":999999999999999999999"};
     for (size_t i = 0; i < sizeof good / sizeof *good; i++)
         ck_assert_msg(listen_address_valid(good[i]), "%s", good[i]);
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)

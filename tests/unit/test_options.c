@@ -303,7 +303,8 @@ START_TEST(misspelt_variables)
     misspelt(text, sizeof text, (char[]){"WIDEEP_INSTANCE=blue"}, (char[]){"WIDEEP_BUILD=/b"});
     ck_assert_str_eq(text, "");
     /* What Kubernetes sets for a service of that name. */
-    misspelt(text, sizeof text, (char[]){"WIDEEP_EXPORTER_SERVICE_PORT=1"}, (char[]){"WIDEEP_EXPORTER_PORT_9464_TCP=t"});
+    misspelt(text, sizeof text, (char[]){"WIDEEP_EXPORTER_SERVICE_PORT=1"},
+             (char[]){"WIDEEP_EXPORTER_PORT_9464_TCP=t"});
     ck_assert_str_eq(text, "");
     memset(longer + 7, 'A', sizeof longer - 8);
     misspelt(text, sizeof text, longer, (char[]){"OTHER_LOG_LEVE=x"});
