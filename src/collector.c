@@ -5,6 +5,7 @@
 #include "log.h"
 #include "process.h"
 #include "snapshot.h"
+#include "text.h"
 
 #include <pthread.h>
 
@@ -16,6 +17,7 @@ struct collector {
     uint64_t layout_generation;
     struct self_stats self;
     uint64_t debug_until_ns; /* CLOCK_BOOTTIME; 0: per-expert series are off */
+    bool others_reported;    /* until none of another instance is left */
     pthread_t thread;
     pthread_mutex_t lock; /* guards stop */
     pthread_cond_t wake;
@@ -85,6 +87,22 @@ static int publish(struct collector *collector, uint64_t now_ns)
     return 0;
 }
 
+/* Whoever named the instance for the writers and not for the exporter, or the other way round, sees an empty page. */
+static void report_others(struct collector *collector)
+{
+    char count[TEXT_NUMBER_MAX];
+    const struct segment_set *set = collector->set;
+
+    if (set->ignored == 0)
+        collector->others_reported = false;
+    if (set->ignored == 0 || set->count > 0 || collector->others_reported)
+        return;
+    collector->others_reported = true;
+    (void)snprintf(count, sizeof count, "%u", set->ignored);
+    log_warn("segments of other instances are ignored, and there are no others", "instance", set->config.instance,
+             "count", count, "advice", "give --shm.instance the engine's WIDEEP_INSTANCE, or * for all", NULL);
+}
+
 static void collect(struct collector *collector)
 {
     uint64_t begin_ns = wideep_i_clock_ns(CLOCK_MONOTONIC), now_ns = wideep_i_clock_ns(CLOCK_BOOTTIME);
@@ -94,6 +112,7 @@ static void collect(struct collector *collector)
         log_info("per-expert series ended", NULL, NULL);
     }
     segment_set_scan(collector->set, now_ns);
+    report_others(collector);
     int error = aggregate_collect(collector->aggregate, collector->debug_until_ns != 0, now_ns);
     int failed = publish(collector, now_ns);
     self_duration_observe(&collector->self.collect, wideep_i_clock_ns(CLOCK_MONOTONIC) - begin_ns);
@@ -163,6 +182,9 @@ int collector_start(struct collector **ret, const struct collector_config *confi
         error = aggregate_new(&collector->aggregate, &config->aggregate, collector->set);
     if (!error) {
         collect(collector);
+        if (collector->set->count == 0 && collector->set->directory_error == 0)
+            log_info("waiting for segments", "directory", config->segments.directory, "instance",
+                     config->segments.instance ? config->segments.instance : "*", NULL);
         error = -pthread_create(&collector->thread, NULL, collector_main, collector);
     }
     if (error) {

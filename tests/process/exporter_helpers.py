@@ -126,11 +126,12 @@ class Lines(threading.Thread):
 
 
 class Exporter:
-    def __init__(self, directory, *flags, env=None):
+    def __init__(self, directory, *flags, env=None, program=EXPORTER, user=None):
         self.directory = directory
-        command = [EXPORTER, f"--shm.dir={directory}", "--web.listen-address=127.0.0.1:0", *flags]
+        command = [program, f"--shm.dir={directory}", "--web.listen-address=127.0.0.1:0", *flags]
         clean = {k: v for k, v in os.environ.items() if not k.startswith("WIDEEP_")}
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, env={**clean, **(env or {})})
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, env={**clean, **(env or {})},
+                                        user=user)
         self.pid = self.process.pid
         self.reader = Lines(self.process.stderr)
         self.port = None

@@ -490,11 +490,56 @@ def test_environment(shm):
         assert exporter.get("/m")[0].status == 404
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_no_permission(shm):
+    """A directory and a file that the exporter's user may not read: each is said once, and neither is the end."""
+    program = shutil.copy(EXPORTER, shm / "exporter")  # the build may lie where nobody can go
+    directory = shm / "closed"
+    directory.mkdir(mode=0o700)
+    shm.chmod(0o755)
+    with simulating(directory, "--engines", 1, "--linger", 300, "--passes", 1) as sim:
+        sim.started()
+        exporter = Exporter(directory, program=program, user="nobody")
+        try:
+            exporter.wait()
+            assert exporter.scrape().one("wideep_shm_directory_readable") == 0
+            (line,) = [line for line in exporter.log if "cannot read the shared-memory directory" in line]
+            assert "Permission denied" in line and "let this user read it" in line
+            file = directory / "wideep.default.e0.r0"
+            file.chmod(0o600)
+            directory.chmod(0o755)
+            exporter.wait_page(lambda page: page.segments() == {("live", "ok"): 1, ("rejected", "unreadable"): 1})
+            (line,) = [line for line in exporter.log if "reason=unreadable" in line]
+            assert "0644" in line
+        finally:
+            exporter.stop()
+
+
 def test_misspelt_variable(shm):
     with exporting(shm, env={"WIDEEP_LOGLEVEL": "debug", "WIDEEP_INSTANCE": "x", "WIDEEP_LOG_LEVEL": ""}) as exporter:
         exporter.scrape()
         (line,) = [line for line in exporter.log if "unknown variable" in line]
         assert "level=warn" in line and "did_you_mean=WIDEEP_LOG_LEVEL" in line
+
+
+def test_an_empty_page_is_explained_in_the_log(shm):
+    def lines(exporter, text):
+        return [line for line in exporter.log if text in line]
+
+    with exporting(shm) as exporter:
+        (line,) = lines(exporter, "waiting for segments")
+        assert "level=info" in line and f"directory={shm}" in line and "instance=default" in line
+        with simulating(shm, "--instance", "blue", "--engines", 1, "--linger", 300, "--passes", 1) as sim:
+            sim.started()
+            wait_for(lambda: lines(exporter, "segments of other instances"))
+            exporter.wait_page(lambda page: page.segments() == {("ignored", "other_instance"): 2})
+            with simulating(shm, "--engines", 1, "--linger", 300, "--passes", 1, name="mine") as mine:
+                mine.started()
+                exporter.wait_page(lambda page: page.segments().get(("live", "ok")) == 2)
+        (line,) = lines(exporter, "segments of other instances")
+        assert "level=warn" in line and "WIDEEP_INSTANCE" in line
+    with exporting(shm) as exporter:
+        assert not lines(exporter, "waiting for segments") and not lines(exporter, "segments of other instances")
 
 
 def test_directory_as_long_as_writers_take(shm):
