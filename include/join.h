@@ -17,8 +17,8 @@
  *   attached, its first readable pass is later         the pass is discarded without a trace: we came too late for it
  *   stands at a later pass                             incomplete: lost (after an overrun) or skipped
  *   died before it supplied                            incomplete: dead
- *   otherwise                                          wait, until the group's newest record is 1 s younger than the
- * pass or JOIN_OPEN_MAX passes are open: incomplete: late
+ *   otherwise                                          wait; incomplete: late, once the group's newest record is 1 s
+ *                                                      younger than the pass, or JOIN_OPEN_MAX passes are open
  *
  * Two steps in one pass make it incomplete: step_mismatch. A record flagged REDUCED stands for its layer: of several,
  * the lowest EP rank's alone; members that never recorded anything are not waited for where all layers are reduced.

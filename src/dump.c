@@ -7,8 +7,7 @@
 #include <getopt.h>
 #include <regex.h>
 
-/* ---- names
- * -------------------------------------------------------------------------------------------------- */
+/* ---- names -------------------------------------------------------------------------------------------------- */
 
 /* As the exporter calls it. */
 #define DUMP_NOT_REGULAR "not_regular"
@@ -60,8 +59,7 @@ const char *dump_flag_name(unsigned index)
     DUMP_NAME(index, "reduced", "partial", "rebalancing", "first", "last");
 }
 
-/* ---- files
- * -------------------------------------------------------------------------------------------------- */
+/* ---- files -------------------------------------------------------------------------------------------------- */
 
 static uint64_t dump_now_ns(clockid_t clock)
 {
@@ -236,8 +234,7 @@ uint64_t dump_plane_sum(const struct wideep_view *view, uint32_t model, int expe
     return sum;
 }
 
-/* ---- the program
- * -------------------------------------------------------------------------------------------- */
+/* ---- the program -------------------------------------------------------------------------------------------- */
 
 static void dump_complain(const char *path, const char *reason)
 {

@@ -160,8 +160,7 @@ static void json_histogram(FILE *out, const char *key, const uint64_t *buckets, 
     json_close(out, '}');
 }
 
-/* ---- the parts of a segment
- * --------------------------------------------------------------------------------- */
+/* ---- the parts of a segment --------------------------------------------------------------------------------- */
 
 static void dump_json_identity(FILE *out, const struct dump_file *file, const struct dump_clock *clock)
 {
@@ -387,8 +386,7 @@ static void dump_json_dbo(FILE *out, const struct dump_file *file, const struct 
     json_close(out, '}');
 }
 
-/* ---- the document
- * ------------------------------------------------------------------------------------------- */
+/* ---- the document ------------------------------------------------------------------------------------------- */
 
 void dump_json_begin(FILE *out, const struct dump_config *config, const struct dump_clock *clock)
 {
