@@ -125,30 +125,32 @@ def show(page, before, at):
     rate = lambda name: (page.sum(name) - before.sum(name)) / elapsed
     passes = max(growth(page, before, "wideep_eplb_passes_total", "group", "layer").values(), default=0)
     incomplete = sum(page.max_by("wideep_eplb_passes_incomplete_total", "group", "cause").values())
-    print(f"{at:5.0f} s  ranks up {page.sum('wideep_rank_up'):.0f} of {page.max('wideep_ep_size'):.0f}, "
-          f"{passes / elapsed:.1f} passes joined/s, {incomplete:.0f} incomplete so far; "
-          f"tokens/s: {rate('wideep_prompt_tokens_total'):,.0f} prompt, "
-          f"{rate('wideep_generation_tokens_total'):,.0f} generated")
+    now = ("none" if not page.max("vllm:eplb_rebalancing")
+           else "one, which blocks the ranks" if page.max("wideep_eplb_blocked") else "one, beside the passes")
+    print(f"{at:5.0f} s  now:     ranks up {page.sum('wideep_rank_up'):.0f} of {page.max('wideep_ep_size'):.0f}; "
+          f"rearrangement under way: {now}")
 
-    layers = page.max_by("vllm:eplb_balancedness_ratio", "layer")
+    window = f"{elapsed:.0f} s:"
+    print(f"    last {window:8} {passes / elapsed:.1f} passes joined/s; tokens/s: {rate('wideep_prompt_tokens_total'):,.0f} "
+          f"prompt, {rate('wideep_generation_tokens_total'):,.0f} generated")
+    average = growth(page, before, "wideep_eplb_avg_tokens_total", "group", "layer")
+    slowest = growth(page, before, "wideep_eplb_max_tokens_total", "group", "layer")
+    layers = {key: average[key] / value for key, value in slowest.items() if value}
     if layers:
         worst = min(layers, key=layers.get)
-        average = sum(growth(page, before, "wideep_eplb_avg_tokens_total", "group", "layer").values())
-        slowest = sum(growth(page, before, "wideep_eplb_max_tokens_total", "group", "layer").values())
-        print(f"         balancedness over 10 s: {sum(layers.values()) / len(layers):.3f}, lowest in layer {worst[0]}: "
-              f"{layers[worst]:.3f}; {percent(slowest - average, slowest)} of expert time lost to the slowest rank")
-
+        ratio = sum(average.values()) / sum(slowest.values())
+        print(f"{'':17} balancedness {ratio:.3f}, so {percent(1 - ratio, 1)} of expert time lost to the slowest rank; "
+              f"lowest in layer {worst[1]}: {layers[worst]:.3f}")
     dbo = growth(page, before, "wideep_dbo_passes_total", "phase", "outcome")
     engaged = sum(value for (_, outcome), value in dbo.items() if outcome == "engaged")
-    fallouts = growth(page, before, "vllm:dbo_fallout_total", "reason")
-    print(f"         DBO engaged in {percent(engaged, sum(dbo.values()))} of passes; fallouts: "
-          + (", ".join(f"{reason} {value:.0f}" for (reason,), value in fallouts.items() if value) or "none"))
+    print(f"{'':17} DBO engaged in {percent(engaged, sum(dbo.values()))} of passes")
 
+    fallouts = page.max_by("vllm:dbo_fallout_total", "reason")
     modes = page.max_by("wideep_eplb_rearrangements_by_mode_total", "mode")
-    now = ("none runs" if not page.max("vllm:eplb_rebalancing")
-           else "one runs and blocks" if page.max("wideep_eplb_blocked") else "one runs beside the passes")
-    print("         rearrangements so far: " + ", ".join(f"{value:.0f} {mode}" for (mode,), value in modes.items())
-          + f"; {now}", flush=True)
+    print("         so far:  DBO fallouts: "
+          + (", ".join(f"{reason} {value:.0f}" for (reason,), value in fallouts.items() if value) or "none"))
+    print(f"{'':17} rearrangements: " + ", ".join(f"{value:.0f} {mode}" for (mode,), value in modes.items())
+          + f"; passes not joined: {incomplete:.0f}", flush=True)
 
 
 start = time.monotonic()

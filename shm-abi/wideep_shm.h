@@ -1044,8 +1044,8 @@ WIDEEP_API const char *wideep_error_text(int error)
     case EBUSY:
         return "a live process writes this segment; give each server on a host its own instance (WIDEEP_INSTANCE)";
     case EPERM:
-        return "the dead segment belongs to another user and this directory does not let us replace it; remove the "
-               "file as its owner, or use a directory of our own (WIDEEP_SHM_DIR)";
+        return "the dead segment belongs to another user and this directory does not let you replace it; remove the "
+               "file as its owner, or use a directory of your own (WIDEEP_SHM_DIR)";
     case ENOSPC: return "the shared-memory directory is full; enlarge the tmpfs or remove dead segments";
     case ENOENT: return "the shared-memory directory does not exist; create it or set WIDEEP_SHM_DIR";
     case EACCES: return "no permission to write in the shared-memory directory";

@@ -9,15 +9,17 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
 
-from abi_helpers import (FRESH, PHASES, REPLACED, ROOT, TAKEOVER, Refused, Segment, Writer, alive, expert, load,
+from abi_helpers import (BUILD, FRESH, PHASES, REPLACED, ROOT, TAKEOVER, Refused, Segment, Writer, alive, expert, load,
                          program, sum_of_loads)
 
 HEADER = ROOT / "shm-abi" / "wideep_shm.h"
 README = (ROOT / "shm-abi" / "README.md").read_text()
+MANUAL = (ROOT / "deploy" / "man" / "wideep_shm.3").read_text()
 GOLDEN = ROOT / "tests" / "abi" / "layout.golden"
 WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror"]
 C_COMPILERS = ["gcc", "clang"]
@@ -95,6 +97,39 @@ def test_readme_has_the_bounds_and_reasons_of_the_header():
 def test_every_error_of_the_header_is_explained():
     named = set(re.findall(r"case (E[A-Z]+):", HEADER.read_text()))
     assert named <= set(re.findall(r"-(E[A-Z]+)", README))
+    assert named <= set(re.findall(r"^\.It Bq Er (E[A-Z]+)$", MANUAL, re.M))
+
+
+def test_every_function_of_the_header_is_in_the_manual():
+    public = set(re.findall(r"^WIDEEP_API [\w ]+[ *](wideep_(?!i_)\w+)\(", HEADER.read_text(), re.M))
+    assert len(public) > 25
+    assert public == set(re.findall(r"^\.Nm (wideep_\w+)", MANUAL, re.M))
+    synopsis = MANUAL[MANUAL.index(".Sh SYNOPSIS"): MANUAL.index(".Sh DESCRIPTION")]
+    assert public == set(re.findall(r"^\.Fn (wideep_\w+)", synopsis, re.M))
+
+
+def readme_example(language):
+    (text,) = re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
+    return text
+
+
+@pytest.mark.parametrize("command", [["gcc", "-std=gnu11"], ["g++", "-xc++", "-std=gnu++20", "-Wno-missing-field-initializers"]])
+def test_the_readmes_example_in_c(tmp_path, command):
+    have(command[0])
+    source = tmp_path / "example.c"
+    # Its twenty seconds are for who looks at the page.
+    source.write_text(readme_example("c").replace("usleep(20000)", "usleep(20)"))
+    run(*command, "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE", f"-I{HEADER.parent}", source, "-o", tmp_path / "example")
+    run(tmp_path / "example", env=dict(os.environ, WIDEEP_SHM_DIR=str(tmp_path)))
+    totals = Segment(tmp_path / "wideep.default.e0.r0").totals()
+    assert (totals["models"][0]["recorded_passes"], totals["generation_tokens"]) == (1000, 187000)
+
+
+def test_the_readmes_example_in_python(tmp_path):
+    env = dict(os.environ, WIDEEP_SHM_DIR=str(tmp_path), LD_LIBRARY_PATH=str(BUILD))
+    run(sys.executable, "-c", readme_example("python"), env=env)
+    segment = Segment(tmp_path / "wideep.default.e0.r0")
+    assert segment.totals()["generation_tokens"] == 187 and segment.live()["closed_ns"] > 0
 
 
 # ---- builds -------------------------------------------------------------------------------------------------------
