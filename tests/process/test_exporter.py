@@ -2,6 +2,7 @@
 """wideep-exporter as a program, fed by wideep-sim: totals to the last unit, kills, deletions, liveness, bad input."""
 
 import os
+import pathlib
 import random
 import re
 import shutil
@@ -476,6 +477,20 @@ def refused(*flags, env=None):
 def test_bad_flag(flag, says):
     status, text = refused(flag)
     assert status == 2 and says in text, text
+
+
+def test_manual_has_every_flag_variable_and_reason(shm):
+    manual = (pathlib.Path(__file__).parents[2] / "deploy" / "man" / "wideep-exporter.8").read_text()
+    text = subprocess.run([EXPORTER, "--help"], capture_output=True, text=True, timeout=60, check=True).stdout
+    flags = re.findall(r"^  --([a-z.-]+)", text, re.M)
+    assert len(flags) > 15 and subprocess.run([EXPORTER, "-h"], capture_output=True, text=True, timeout=60).stdout == text
+    for flag in flags:
+        assert f"Fl -{flag} " in manual.replace("\n", " "), flag
+    for variable in re.findall(r"^      (WIDEEP_\w+)$", text, re.M):
+        assert variable in manual, variable
+    with exporting(shm) as exporter:
+        for labels, _ in exporter.scrape().of("wideep_segments"):
+            assert re.search(rf"\b{labels['state']}\b", manual) and re.search(rf"\b{labels['reason']}\b", manual), labels
 
 
 def test_environment(shm):
