@@ -26,7 +26,7 @@ static struct addrinfo info_of(struct sockaddr_in *address, struct addrinfo *nex
 
 static uint16_t port_of(int fd)
 {
-    struct sockaddr_in address;
+    struct sockaddr_in address = {0};
     socklen_t length = sizeof address;
     ck_assert_int_eq(getsockname(fd, (struct sockaddr *)&address, &length), 0);
     return ntohs(address.sin_port);
