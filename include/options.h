@@ -24,6 +24,8 @@ struct options {
     char addresses[OPTIONS_ADDRESSES_MAX][OPTIONS_TEXT_MAX];
     uint32_t address_count;
     char telemetry_path[OPTIONS_TEXT_MAX];
+    char web_config_file[OPTIONS_TEXT_MAX]; /* "": none */
+    uint64_t web_config_check;
     uint64_t collect_interval_ns, eplb_window_ns, throughput_interval_ns;
     uint64_t debug_duration_ns, debug_max_duration_ns;
     uint64_t engine_label; /* enum aggregate_engine_label */

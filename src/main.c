@@ -4,6 +4,7 @@
 #include "listen.h"
 #include "options.h"
 #include "version.h"
+#include "web_config.h"
 
 #include <signal.h>
 
@@ -81,6 +82,23 @@ static int serve(const struct options *options, const sigset_t *signals)
     return 0;
 }
 
+/* For --web.config.check. */
+static int check_web_config(const char *path)
+{
+    char error[WEB_CONFIG_ERROR_MAX];
+    struct web_config *config;
+
+    if (web_config_load(&config, path, error, sizeof error) != 0) {
+        (void)fprintf(stderr, "wideep-exporter: %s\n", error);
+        return EXIT_FAILURE;
+    }
+    (void)printf("%s is valid: TLS %s, client certificates %s, users: %u, extra headers: %u\n", path,
+                 config->tls ? "on" : "off", web_client_auth_text(config->client_auth), config->user_count,
+                 config->header_count);
+    web_config_free(config);
+    return EXIT_SUCCESS;
+}
+
 int main(int argc, char **argv)
 {
     struct options options;
@@ -101,6 +119,8 @@ int main(int argc, char **argv)
     }
     log_setup((enum log_level)options.log_level, (enum log_format)options.log_format);
     options_warn_misspelt(environ);
+    if (options.web_config_check)
+        return check_web_config(options.web_config_file);
     /* Before any thread starts, so that they all inherit the mask and sigwait() alone receives these. */
     (void)signal(SIGPIPE, SIG_IGN);
     sigemptyset(&signals);

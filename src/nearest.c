@@ -2,6 +2,9 @@
 
 #include <limits.h>
 #include <string.h>
+#include <strings.h>
+
+#define SLIP_MAX 6
 
 /* How many letters to insert, to remove or to change. */
 static unsigned edit_distance(const char *a, const char *b)
@@ -29,13 +32,14 @@ static unsigned edit_distance(const char *a, const char *b)
 
 struct nearest nearest_to(const char *given)
 {
-    /* A third of its letters wrong is a slip; more is another word. */
-    return (struct nearest){.given = given, .distance = (unsigned)strlen(given) / 3 + 2};
+    /* A third of its letters wrong is a slip, but not more than this; the rest is another word. */
+    size_t slip = strlen(given) / 3 + 2;
+    return (struct nearest){.given = given, .distance = slip < SLIP_MAX ? (unsigned)slip : SLIP_MAX};
 }
 
 void nearest_offer(struct nearest *nearest, const char *name)
 {
-    unsigned distance = edit_distance(nearest->given, name);
+    unsigned distance = strcasecmp(nearest->given, name) == 0 ? 0 : edit_distance(nearest->given, name);
 
     if (distance < nearest->distance) {
         nearest->distance = distance;

@@ -15,6 +15,7 @@ enum option_type {
     TYPE_DIRECTORY,
     TYPE_INSTANCE,
     TYPE_PATH,
+    TYPE_FILE,
     TYPE_OWNERS,
     TYPE_ADDRESS,
     TYPE_DURATION,
@@ -48,6 +49,10 @@ static const struct option_row rows[] = {
     {"web.listen-address", TYPE_ADDRESS, 0, ":9464",
      "Address to listen on; port 0 lets the kernel choose. May be repeated.", 0, 0, NULL},
     {"web.telemetry-path", TYPE_PATH, AT(telemetry_path), "/metrics", "Path of the metrics page.", 0, 0, NULL},
+    {"web.config.file", TYPE_FILE, AT(web_config_file), "",
+     "File with TLS, passwords and extra headers, in the format of the Prometheus exporter-toolkit.", 0, 0, NULL},
+    {"web.config.check", TYPE_FLAG, AT(web_config_check), "false",
+     "Check --web.config.file and what it names, and exit: 0 if all is well, 1 if not.", 0, 0, NULL},
     {"collect.interval", TYPE_DURATION, AT(collect_interval_ns), "250ms", "How often shared memory is read.", 10 * MS,
      60 * S, NULL},
     {"eplb.window", TYPE_DURATION, AT(eplb_window_ns), "10s", "Window of joined passes that EPLB gauges are means of.",
@@ -211,6 +216,7 @@ static void describe_allowed(const struct option_row *row, char *ret, size_t siz
                        OPTIONS_ADDRESSES_MAX);
         break;
     case TYPE_DIRECTORY: (void)snprintf(ret, size, "a path of 1 to %u bytes", WIDEEP_MAX_PATH); break;
+    case TYPE_FILE: (void)snprintf(ret, size, "at most %d characters", OPTIONS_TEXT_MAX - 1); break;
     }
 }
 
@@ -235,6 +241,7 @@ static bool set_value(struct options *options, const struct option_row *row, con
         return (strcmp(text, "*") == 0 || wideep_instance_valid(text, strlen(text))) &&
                set_text(field, OPTIONS_TEXT_MAX, text);
     case TYPE_PATH: return is_telemetry_path(text) && set_text(field, OPTIONS_TEXT_MAX, text);
+    case TYPE_FILE: *(char *)field = 0; return *text == 0 || set_text(field, OPTIONS_TEXT_MAX, text);
     case TYPE_OWNERS: return parse_owners(text, options);
     case TYPE_ADDRESS:
         return options->address_count < OPTIONS_ADDRESSES_MAX && listen_address_valid(text) &&
@@ -382,6 +389,10 @@ static int parse_all(struct options *ret, int argc, char *const *argv, char *err
         (void)snprintf(error, error_size,
                        "--debug.duration is longer than --debug.max-duration; shorten it or raise the "
                        "maximum");
+        return -EINVAL;
+    }
+    if (options.web_config_check && options.web_config_file[0] == 0) {
+        (void)snprintf(error, error_size, "--web.config.check has nothing to check; give --web.config.file too");
         return -EINVAL;
     }
     *ret = options;

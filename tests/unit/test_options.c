@@ -13,6 +13,8 @@ static const char *const variables[] = {"SHM_DIR",
                                         "SHM_OWNER",
                                         "WEB_LISTEN_ADDRESS",
                                         "WEB_TELEMETRY_PATH",
+                                        "WEB_CONFIG_FILE",
+                                        "WEB_CONFIG_CHECK",
                                         "COLLECT_INTERVAL",
                                         "EPLB_WINDOW",
                                         "EPLB_ENGINE_LABEL",
@@ -75,6 +77,8 @@ START_TEST(defaults)
     ck_assert_uint_eq(options.address_count, 1);
     ck_assert_str_eq(options.addresses[0], ":9464");
     ck_assert_str_eq(options.telemetry_path, "/metrics");
+    ck_assert_str_eq(options.web_config_file, "");
+    ck_assert_uint_eq(options.web_config_check, 0);
     ck_assert_uint_eq(options.collect_interval_ns, S / 4);
     ck_assert_uint_eq(options.eplb_window_ns, 10 * S);
     ck_assert_uint_eq(options.throughput_interval_ns, 10 * S);
@@ -183,6 +187,26 @@ START_TEST(environment)
     ck_assert_int_eq(parse1(NULL), -EINVAL);
     ck_assert_ptr_nonnull(strstr(error, "WIDEEP_EPLB_WINDOW"));
     ck_assert_ptr_nonnull(strstr(error, "'soon'"));
+}
+END_TEST
+
+START_TEST(web_config)
+{
+    char path[OPTIONS_TEXT_MAX + 20] = "--web.config.file=/";
+    ck_assert_int_eq(parse("--web.config.file=a/b.yml", "--web.config.check", NULL, NULL), 0);
+    ck_assert_str_eq(options.web_config_file, "a/b.yml");
+    ck_assert_uint_eq(options.web_config_check, 1);
+    ck_assert_int_eq(parse1("--web.config.check"), -EINVAL);
+    ck_assert_ptr_nonnull(strstr(error, "give --web.config.file"));
+    variable("WEB_CONFIG_FILE", "/env.yml");
+    ck_assert_int_eq(parse1("--web.config.check"), 0);
+    ck_assert_str_eq(options.web_config_file, "/env.yml");
+    ck_assert_int_eq(parse1("--web.config.file="), 0); /* none after all */
+    ck_assert_str_eq(options.web_config_file, "");
+    memset(path + strlen(path), 'x', OPTIONS_TEXT_MAX - 1);
+    path[sizeof path - 1] = 0;
+    ck_assert_int_eq(parse1(path), -EINVAL);
+    ck_assert_ptr_nonnull(strstr(error, "at most 255 characters"));
 }
 END_TEST
 
@@ -364,6 +388,7 @@ int main(void)
     tcase_add_test(tcase, every_flag);
     tcase_add_test(tcase, addresses);
     tcase_add_test(tcase, environment);
+    tcase_add_test(tcase, web_config);
     tcase_add_test(tcase, bad_values);
     tcase_add_test(tcase, unknown_flags);
     tcase_add_test(tcase, misspelt_variables);
