@@ -45,8 +45,8 @@
  * The writer holds a process-associated write lock (fcntl F_SETLK) on byte 0 of the file for as long as it lives; the
  * kernel drops it with the process. A reader asks with F_GETLK and looks at the answered type alone. The trap:
  * closing ANY descriptor of the file in the writing process drops the lock. So the writer's descriptor stays open,
- * and wideep_open() never closes one of a segment that its own process writes. Byte 1 is the claim of a successor
- * that is taking the name over.
+ * and wideep_open() reads a segment that its own process writes through that very descriptor. Byte 1 is the claim of a
+ * successor that is taking the name over.
  *
  * LINEAGE
  *
@@ -115,12 +115,14 @@ extern "C" {
 #define WIDEEP_MAX_NUMBER           65535u /* highest engine, rank and front-end number */
 #define WIDEEP_MAX_UBATCHES         4u
 #define WIDEEP_MAX_SEGMENT_SIZE     (1ull << 30)
-#define WIDEEP_MAX_PATH             512u /* bytes of the directory's absolute path */
+#define WIDEEP_MAX_RING_SIZE        (64ull << 20)    /* bytes of a ring's slots */
+#define WIDEEP_MAX_PASS             (UINT64_MAX / 2) /* highest pass number */
+#define WIDEEP_MAX_PATH             512u             /* bytes of the directory's absolute path */
 
 #define WIDEEP_RING_HEADER     128u       /* head has these bytes to itself */
 #define WIDEEP_RING_PASSES     64u        /* depth of the EPLB ring in passes of all models */
-#define WIDEEP_RING_MIN_PASSES 4u         /* kept even where the size limit would leave fewer */
-#define WIDEEP_RING_MAX_SIZE   (4u << 20) /* bytes of the EPLB ring's slots */
+#define WIDEEP_RING_MIN_PASSES 4u         /* kept even where WIDEEP_RING_MAX_SIZE would leave fewer: 35 MiB at most */
+#define WIDEEP_RING_MAX_SIZE   (4u << 20) /* bytes of the EPLB ring's slots, unless they are too few passes */
 #define WIDEEP_DBO_SLOTS       512u
 #define WIDEEP_SLOT_HEADER     64u /* bytes of an EPLB slot before rank_tokens */
 
@@ -180,7 +182,7 @@ struct wideep_section {
     uint64_t offset; /* from the start of the file, a multiple of 64 */
     uint64_t length; /* bytes */
     uint32_t count;  /* rings: slots; planes: rows; else 1 */
-    uint32_t batch;  /* rings: most records that one call writes before it moves head; else 0 */
+    uint32_t batch;  /* rings: most records that one call writes before it moves head: EPLB 1 … 512, DBO 1; else 0 */
 };
 
 struct wideep_model {
@@ -545,8 +547,8 @@ struct wideep_ring {
 struct wideep_view {
     const unsigned char *base;
     uint64_t size; /* mapped bytes */
-    int fd;        /* of wideep_open(), else -1 */
-    int keep_fd;   /* the fd belongs to a segment of this process: closing it would drop its lock */
+    int fd;      /* for wideep_writer_alive(); -1: not of wideep_open(), or this process has the writer's descriptor */
+    int keep_fd; /* fd may belong to a segment of this process: closing it would drop its lock */
     struct wideep_identity identity;
     const struct wideep_live *live;
     const struct wideep_totals *totals;
@@ -611,11 +613,14 @@ WIDEEP_API enum wideep_reason wideep_i_check_models(const struct wideep_identity
     return WIDEEP_OK;
 }
 
+/* The limits on count and batch bound what a reader may have to look through, and lose, because of a writer that it
+ * does not trust. */
 WIDEEP_API int wideep_i_ring_init(struct wideep_ring *ring, const unsigned char *base,
-                                  const struct wideep_section *section, uint32_t stride)
+                                  const struct wideep_section *section, uint32_t stride, uint32_t max_batch)
 {
+    const uint64_t size = (uint64_t)section->count * stride;
     if (section->stride != stride || section->count < 1 || section->batch < 1 || section->batch > section->count ||
-        section->length != WIDEEP_RING_HEADER + (uint64_t)section->count * stride)
+        section->batch > max_batch || size > WIDEEP_MAX_RING_SIZE || section->length != WIDEEP_RING_HEADER + size)
         return 0;
     ring->head = (const uint64_t *)(const void *)(base + section->offset);
     ring->slots = base + section->offset + WIDEEP_RING_HEADER;
@@ -660,10 +665,10 @@ WIDEEP_API enum wideep_reason wideep_i_check_sections(struct wideep_view *view)
             view->totals = (const struct wideep_totals *)at;
             break;
         case WIDEEP_SECTION_EPLB_RING:
-            good = wideep_i_ring_init(&view->eplb, view->base, s, wideep_i_slot_stride(id->ep_size));
+            good = wideep_i_ring_init(&view->eplb, view->base, s, wideep_i_slot_stride(id->ep_size), WIDEEP_MAX_LAYERS);
             break;
         case WIDEEP_SECTION_DBO_RING:
-            good = wideep_i_ring_init(&view->dbo, view->base, s, sizeof(struct wideep_dbo_slot));
+            good = wideep_i_ring_init(&view->dbo, view->base, s, sizeof(struct wideep_dbo_slot), 1);
             break;
         case WIDEEP_SECTION_RANK_TOKENS:
             good = s->length / 8 >= rank_words;
@@ -840,10 +845,13 @@ WIDEEP_API enum wideep_read wideep_eplb_read(const struct wideep_view *view, uin
     ret->max_tokens_per_rank = wideep_i_bits_double(words[5]);
     ret->balancedness = wideep_i_bits_double(words[6]);
     ret->rearrangement_duration_ns = words[7];
-    if (ret->model >= view->identity.model_count || ret->layer >= view->identity.models[ret->model].layers ||
+    /* Comparisons that hold, so that a NaN fails them. */
+    if (ret->pass > WIDEEP_MAX_PASS || ret->model >= view->identity.model_count ||
+        ret->layer >= view->identity.models[ret->model].layers ||
         !(ret->flags & WIDEEP_REDUCED) == !(ret->flags & WIDEEP_PARTIAL) ||
         !(ret->avg_tokens_per_rank >= 0 && ret->max_tokens_per_rank >= ret->avg_tokens_per_rank &&
-          ret->max_tokens_per_rank <= 1e18))
+          ret->max_tokens_per_rank <= 1e18) ||
+        !(ret->balancedness >= 0 && ret->balancedness <= 1))
         return WIDEEP_READ_INVALID;
     if (ret_rank_tokens)
         memcpy(ret_rank_tokens, words + WIDEEP_SLOT_HEADER / 8, 4ull * ep_size);
@@ -871,8 +879,8 @@ WIDEEP_API enum wideep_read wideep_dbo_read(const struct wideep_view *view, uint
     ret->ubatch_tokens[1] = (uint32_t)(words[4] >> 32);
     ret->ubatch_tokens[2] = (uint32_t)words[5];
     ret->ubatch_tokens[3] = (uint32_t)(words[5] >> 32);
-    if (ret->phase >= WIDEEP_PHASES || ret->outcome >= WIDEEP_OUTCOMES || ret->ubatches > WIDEEP_MAX_UBATCHES ||
-        ret->fallout_reason >= WIDEEP_OUTCOMES)
+    if (ret->pass > WIDEEP_MAX_PASS || ret->phase >= WIDEEP_PHASES || ret->outcome >= WIDEEP_OUTCOMES ||
+        ret->ubatches > WIDEEP_MAX_UBATCHES || ret->fallout_reason >= WIDEEP_OUTCOMES)
         return WIDEEP_READ_INVALID;
     return WIDEEP_READ_OK;
 }
@@ -918,55 +926,132 @@ WIDEEP_API void wideep_i_process_self(struct wideep_i_process *ret)
         ret->start_ticks = strtoull(at + 1, NULL, 10);
 }
 
+/* 0 is what nobody could find out: it differs from nothing. */
+WIDEEP_API int wideep_i_may_equal(uint64_t a, uint64_t b)
+{
+    return a == b || a == 0 || b == 0;
+}
+
+/* Is this process the one that wrote the identity? Yes also where the system does not let us tell (no descriptor free,
+ * no /proc): a wrong yes costs a descriptor, a wrong no the writer's lock. */
 WIDEEP_API int wideep_i_own(const struct wideep_identity *identity)
 {
     struct wideep_i_process self;
+    if (identity->pid != (uint32_t)getpid())
+        return 0;
     wideep_i_process_self(&self);
-    return identity->pid == self.pid && identity->pid_namespace == self.pid_namespace &&
-           identity->process_start_ticks == self.start_ticks;
+    return wideep_i_may_equal(identity->pid_namespace, self.pid_namespace) &&
+           wideep_i_may_equal(identity->process_start_ticks, self.start_ticks);
 }
 
-/* Opens and maps a segment read-only. Returns 0 and a view for wideep_view_close(); -EBADMSG with `ret_reason` (may
- * be NULL) when it is not a valid segment; -EINVAL when it is no regular file; else a negative errno. Safe in the
- * process that writes the segment. Reading a file that somebody truncates meanwhile raises SIGBUS. Any thread. */
-WIDEEP_API int wideep_open(struct wideep_view *ret, const char *path, enum wideep_reason *ret_reason)
+WIDEEP_API int wideep_i_own_file(int fd)
+{
+    struct wideep_identity identity;
+    return pread(fd, &identity, sizeof identity, 0) == (ssize_t)sizeof identity && wideep_i_own(&identity);
+}
+
+/* A descriptor of this process, other than fd, that has the file open for writing; -1: none, -2: cannot tell. */
+WIDEEP_API int wideep_i_writing_fd(int fd, const struct stat *st)
+{
+    int found = -1;
+    DIR *directory = opendir("/proc/self/fd");
+    if (!directory)
+        return -2;
+    for (struct dirent *entry; found < 0 && (entry = readdir(directory)) != NULL;) {
+        struct stat other;
+        int number = atoi(entry->d_name);
+        if (entry->d_name[0] == '.' || number == fd || number == dirfd(directory) || fstat(number, &other) != 0)
+            continue;
+        if (other.st_dev == st->st_dev && other.st_ino == st->st_ino && (fcntl(number, F_GETFL) & O_ACCMODE) == O_RDWR)
+            found = number;
+    }
+    (void)closedir(directory);
+    return found;
+}
+
+/* The descriptor by which this process writes the segment under this path; -1: none was found. Opens nothing, so that
+ * nothing need be closed. */
+WIDEEP_API int wideep_i_writing_path(const char *path)
+{
+    struct stat st;
+    if (lstat(path, &st) != 0 || !S_ISREG(st.st_mode))
+        return -1;
+    int number = wideep_i_writing_fd(-1, &st);
+    /* A forked child has its parent's descriptor, but not its identity. */
+    return number >= 0 && wideep_i_own_file(number) ? number : -1;
+}
+
+/* Does this process write the open file? If so, fd must not be closed: that would drop the lock. */
+WIDEEP_API int wideep_i_writing_file(int fd)
+{
+    struct stat st;
+    /* -2 counts as yes, the careful answer. */
+    return wideep_i_own_file(fd) && fstat(fd, &st) == 0 && wideep_i_writing_fd(fd, &st) != -1;
+}
+
+/* How much of a file is of interest: what it says it needs, no more than it has. A size that no segment has is left to
+ * wideep_view_init(), which needs one page to refuse it. */
+WIDEEP_API uint64_t wideep_i_useful_size(int fd, uint64_t file_size)
+{
+    uint64_t size;
+    if (pread(fd, &size, sizeof size, (off_t)offsetof(struct wideep_identity, total_size)) != (ssize_t)sizeof size ||
+        size < WIDEEP_IDENTITY_PAGE || size > WIDEEP_MAX_SEGMENT_SIZE)
+        size = WIDEEP_IDENTITY_PAGE;
+    return size < file_size ? size : file_size;
+}
+
+/* Maps and validates an open file. fd stays the caller's. */
+WIDEEP_API int wideep_i_open_map(struct wideep_view *ret, int fd, enum wideep_reason *ret_reason)
 {
     struct stat st;
     enum wideep_reason reason = WIDEEP_BAD_EMPTY;
-    void *base = MAP_FAILED;
-    int error = 0;
 
+    if (fstat(fd, &st) != 0)
+        return -errno;
+    if (!S_ISREG(st.st_mode))
+        return -EINVAL;
+    if (st.st_size > 0) {
+        uint64_t size = wideep_i_useful_size(fd, (uint64_t)st.st_size);
+        void *base = mmap(NULL, (size_t)size, PROT_READ, MAP_SHARED, fd, 0);
+        if (base == MAP_FAILED)
+            return -errno;
+        reason = wideep_view_init(ret, base, size);
+        if (reason == WIDEEP_OK)
+            return 0;
+        (void)munmap(base, (size_t)size);
+        ret->base = NULL; /* wideep_view_close() is harmless after a failure too */
+    }
+    if (ret_reason)
+        *ret_reason = reason;
+    return -EBADMSG;
+}
+
+/* Opens and maps a segment read-only. Returns 0 and a view for wideep_view_close(); -EBADMSG with `ret_reason` (may
+ * be NULL) when it is not a valid segment; -EINVAL when it is no regular file; else a negative errno. Maps no more than
+ * the segment's total_size. Reading a file that somebody truncates meanwhile raises SIGBUS.
+ *
+ * Any thread. Safe in the process that writes the segment, but not during a wideep_create(), wideep_check() or
+ * wideep_close() of it. */
+WIDEEP_API int wideep_open(struct wideep_view *ret, const char *path, enum wideep_reason *ret_reason)
+{
     memset(ret, 0, sizeof *ret);
     ret->fd = -1;
+    /* Of one's own segment nothing may be closed, so nothing is opened: the mapping does without a descriptor. */
+    int writing = wideep_i_writing_path(path);
+    if (writing >= 0)
+        return wideep_i_open_map(ret, writing, ret_reason);
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     if (fd < 0)
         return -errno;
-    if (fstat(fd, &st) != 0)
-        error = -errno;
-    else if (!S_ISREG(st.st_mode))
-        error = -EINVAL;
-    else if (st.st_size > 0) {
-        base = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0);
-        if (base == MAP_FAILED)
-            error = -errno;
-        else
-            reason = wideep_view_init(ret, base, (uint64_t)st.st_size);
-    }
-    if (!error && reason != WIDEEP_OK) {
-        error = -EBADMSG;
-        if (ret_reason)
-            *ret_reason = reason;
-    }
+    int error = wideep_i_open_map(ret, fd, ret_reason);
+    int keep = wideep_i_writing_file(fd); /* no descriptor was found, but perhaps we could not look */
     if (error) {
-        /* An invalid identity is of no writer, so this process cannot lose a lock by closing. */
-        if (base != MAP_FAILED)
-            (void)munmap(base, (size_t)st.st_size);
-        (void)close(fd);
-        ret->base = NULL; /* wideep_view_close() is harmless after a failure too */
+        if (!keep)
+            (void)close(fd);
         return error;
     }
     ret->fd = fd;
-    ret->keep_fd = wideep_i_own(&ret->identity);
+    ret->keep_fd = keep;
     return 0;
 }
 
@@ -1048,6 +1133,7 @@ WIDEEP_API const char *wideep_error_text(int error)
                "file as its owner, or use a directory of your own (WIDEEP_SHM_DIR)";
     case ENOSPC: return "the shared-memory directory is full; enlarge the tmpfs or remove dead segments";
     case ENOENT: return "the shared-memory directory does not exist; create it or set WIDEEP_SHM_DIR";
+    case ENOTDIR: return "the shared-memory directory's path leads to a file; set WIDEEP_SHM_DIR to a directory";
     case EACCES: return "no permission to write in the shared-memory directory";
     case ECHILD: return "the handle belongs to the parent of this forked process; open a segment of its own here";
     case ESTALE: return "another live segment has taken the name; this writer has stopped";
@@ -1105,9 +1191,14 @@ WIDEEP_API int wideep_i_configure(struct wideep_writer *w, const struct wideep_c
         directory = "/dev/shm";
     if (!instance || !*instance)
         instance = "default";
+    struct stat st;
     char *real = realpath(directory, NULL);
     if (!real)
         return -errno;
+    if (stat(real, &st) == 0 && !S_ISDIR(st.st_mode)) {
+        free(real);
+        return -ENOTDIR;
+    }
     size_t length = strlen(real);
     if (length <= WIDEEP_MAX_PATH)
         memcpy(w->directory, real, length + 1);
@@ -1334,50 +1425,6 @@ WIDEEP_API void wideep_i_inherit(struct wideep_writer *w, const struct wideep_vi
         }
 }
 
-/* A descriptor of this process, other than fd, that has the file open for writing; -1: none, -2: cannot tell. */
-WIDEEP_API int wideep_i_writing_fd(int fd, const struct stat *st)
-{
-    int found = -1;
-    DIR *directory = opendir("/proc/self/fd");
-    if (!directory)
-        return -2;
-    for (struct dirent *entry; found < 0 && (entry = readdir(directory)) != NULL;) {
-        struct stat other;
-        int number = atoi(entry->d_name);
-        if (entry->d_name[0] == '.' || number == fd || number == dirfd(directory) || fstat(number, &other) != 0)
-            continue;
-        if (other.st_dev == st->st_dev && other.st_ino == st->st_ino && (fcntl(number, F_GETFL) & O_ACCMODE) == O_RDWR)
-            found = number;
-    }
-    (void)closedir(directory);
-    return found;
-}
-
-WIDEEP_API int wideep_i_own_file(int fd)
-{
-    struct wideep_identity identity;
-    return pread(fd, &identity, sizeof identity, 0) == (ssize_t)sizeof identity && wideep_i_own(&identity);
-}
-
-/* Does this process write the segment under this path? Opens nothing, so that nothing need be closed. */
-WIDEEP_API int wideep_i_writing_path(const char *path)
-{
-    struct stat st;
-    if (lstat(path, &st) != 0 || !S_ISREG(st.st_mode))
-        return 0;
-    int number = wideep_i_writing_fd(-1, &st);
-    /* A forked child has its parent's descriptor, but not its identity. */
-    return number >= 0 && wideep_i_own_file(number);
-}
-
-/* The same for a file that is open already. If so, fd must not be closed: that would drop the lock. */
-WIDEEP_API int wideep_i_writing_file(int fd)
-{
-    struct stat st;
-    /* -2 counts as yes, the careful answer. */
-    return wideep_i_own_file(fd) && fstat(fd, &st) == 0 && wideep_i_writing_fd(fd, &st) != -1;
-}
-
 /* Makes a locked temporary of `size` bytes beside the name. The lock belongs to the inode, so the segment is alive from
  * the instant its name appears. */
 WIDEEP_API int wideep_i_temporary(const struct wideep_writer *w, uint64_t size, int *ret_fd, char *ret_path,
@@ -1461,45 +1508,75 @@ WIDEEP_API int wideep_i_take_name(const char *temporary, const char *path, const
     return rename(temporary, path) == 0 ? 0 : -errno;
 }
 
-/* Builds the segment of w->identity under a temporary name and gives it its real one. */
-WIDEEP_API int wideep_i_build(struct wideep_writer *w, const struct wideep_view *old, const struct stat *claimed)
-{
+/* A segment under construction: a locked temporary, mapped. */
+struct wideep_i_draft {
+    unsigned char *base;
+    uint64_t size;
+    int fd;
     char temporary[WIDEEP_MAX_PATH + 300], path[WIDEEP_MAX_PATH + 300];
-    int fd = -1;
+};
 
-    int error = wideep_i_stamp(&w->identity, old ? old->identity.lineage : 0);
+WIDEEP_API void wideep_i_draft_discard(struct wideep_i_draft *draft)
+{
+    (void)unlink(draft->temporary);
+    if (draft->base)
+        (void)munmap(draft->base, (size_t)draft->size);
+    (void)close(draft->fd);
+}
+
+WIDEEP_API int wideep_i_draft_begin(const struct wideep_writer *w, struct wideep_i_draft *ret)
+{
+    ret->size = w->identity.total_size;
+    int error = wideep_i_path(ret->path, sizeof ret->path, w, w->name);
     if (!error)
-        error = wideep_i_path(path, sizeof path, w, w->name);
-    if (!error)
-        error = wideep_i_temporary(w, w->identity.total_size, &fd, temporary, sizeof temporary);
+        error = wideep_i_temporary(w, ret->size, &ret->fd, ret->temporary, sizeof ret->temporary);
     if (error)
         return error;
-    unsigned char *base = wideep_i_map(fd, w->identity.total_size);
-    if (!base) {
+    ret->base = wideep_i_map(ret->fd, ret->size);
+    if (!ret->base) {
         error = -errno;
-    } else {
-        wideep_i_wire(w, base);
-        if (old)
-            wideep_i_inherit(w, old);
-        memcpy(base, &w->identity, sizeof w->identity);
-        error = wideep_i_take_name(temporary, path, claimed);
+        wideep_i_draft_discard(ret);
     }
-    if (error || !claimed)
-        (void)unlink(temporary);
+    return error;
+}
+
+/* Gives a filled draft the segment's name, with which its descriptor and mapping become the handle's; on failure the
+ * draft is gone. */
+WIDEEP_API int wideep_i_draft_publish(struct wideep_writer *w, struct wideep_i_draft *draft, const struct stat *claimed)
+{
+    int error = wideep_i_take_name(draft->temporary, draft->path, claimed);
     if (error) {
-        if (base)
-            (void)munmap(base, (size_t)w->identity.total_size);
-        (void)close(fd);
+        wideep_i_draft_discard(draft);
         return error;
     }
-    w->fd = fd;
+    if (!claimed)
+        (void)unlink(draft->temporary);
+    w->fd = draft->fd;
+    wideep_i_wire(w, draft->base);
     return 0;
 }
 
-/* Reads a dead file whole into private memory (no mapping: it might be truncated under us). */
+/* Builds the segment of w->identity, with the totals of `old` (may be NULL). */
+WIDEEP_API int wideep_i_build(struct wideep_writer *w, const struct wideep_view *old, const struct stat *claimed)
+{
+    struct wideep_i_draft draft;
+    int error = wideep_i_stamp(&w->identity, old ? old->identity.lineage : 0);
+    if (!error)
+        error = wideep_i_draft_begin(w, &draft);
+    if (error)
+        return error;
+    if (old) {
+        wideep_i_wire(w, draft.base);
+        wideep_i_inherit(w, old);
+    }
+    memcpy(draft.base, &w->identity, sizeof w->identity);
+    return wideep_i_draft_publish(w, &draft, claimed);
+}
+
+/* Reads a dead segment into private memory (no mapping: it might be truncated under us). */
 WIDEEP_API void *wideep_i_read_whole(int fd, uint64_t size)
 {
-    if (size < WIDEEP_IDENTITY_PAGE || size > WIDEEP_MAX_SEGMENT_SIZE)
+    if (size < WIDEEP_IDENTITY_PAGE)
         return NULL;
     void *copy = mmap(NULL, (size_t)size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (copy == MAP_FAILED)
@@ -1528,69 +1605,90 @@ WIDEEP_API int wideep_i_foreign(const char *path)
     return alive > 0 ? -EBUSY : -EPERM;
 }
 
-/* One round of the creation loop: 0, -EAGAIN to start over (after a millisecond: -EINPROGRESS), or an error. */
-WIDEEP_API int wideep_i_create_once(struct wideep_writer *w)
+/* Opens the file that has the name and claims it, which gives the caller alone the right to replace it until he closes
+ * `ret_fd`. -ENOENT: nobody has the name; -EBUSY: a live writer has; -EINPROGRESS: another starter has the claim;
+ * -EAGAIN: the name moved on, start over; -EEXIST: no regular file; -EPERM: a dead one that is not ours to replace. */
+WIDEEP_API int wideep_i_claim(const char *path, int *ret_fd, struct stat *ret_claimed)
 {
-    char path[WIDEEP_MAX_PATH + 300];
-    struct stat st, now;
-    struct wideep_view *old = NULL;
-
-    int error = wideep_i_path(path, sizeof path, w, w->name);
-    if (error)
-        return error;
-    if (wideep_i_writing_path(path))
-        return -EBUSY;
-    int fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    struct stat now;
+    int error = 0, fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     if (fd < 0) {
-        if (errno == ENOENT) {
-            error = wideep_i_build(w, NULL, NULL);
-            w->origin = WIDEEP_ORIGIN_FRESH;
-            return error == -EEXIST || error == -ENOENT ? -EAGAIN : error;
-        }
         if (errno == EACCES || errno == EPERM)
             return wideep_i_foreign(path);
         return errno == ELOOP || errno == EISDIR || errno == ENXIO ? -EEXIST : -errno;
     }
-    if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)) {
-        (void)close(fd);
-        return -EEXIST;
-    }
     if (wideep_i_writing_file(fd))
         return -EBUSY;
-    void *copy = NULL;
-    if (wideep_writer_alive(fd) > 0)
-        error = -EBUSY;
-    else if (wideep_i_lock(fd, 1, F_WRLCK) != 0)
-        error = -EINPROGRESS; /* another starter has the claim */
+    if (fstat(fd, ret_claimed) != 0 || !S_ISREG(ret_claimed->st_mode))
+        error = -EEXIST;
     else if (wideep_writer_alive(fd) > 0)
         error = -EBUSY;
-    else if (stat(path, &now) != 0 || now.st_ino != st.st_ino || now.st_dev != st.st_dev)
-        error = -EAGAIN; /* the name moved on before our claim counted */
-    if (!error) {
-        /* Dead since before the claim, so this reading is final. */
-        copy = fstat(fd, &st) == 0 ? wideep_i_read_whole(fd, (uint64_t)st.st_size) : NULL;
-        if (copy) {
-            old = (struct wideep_view *)malloc(sizeof *old);
-            if (!old)
-                error = -ENOMEM;
-            else if (wideep_view_init(old, copy, (uint64_t)st.st_size) != WIDEEP_OK ||
-                     !wideep_i_same_name(&old->identity, &w->identity) || old->identity.lineage == 0) {
-                free(old);
-                old = NULL;
-            }
+    else if (wideep_i_lock(fd, 1, F_WRLCK) != 0)
+        error = -EINPROGRESS;
+    else if (wideep_writer_alive(fd) > 0)
+        error = -EBUSY;
+    else if (stat(path, &now) != 0 || now.st_ino != ret_claimed->st_ino || now.st_dev != ret_claimed->st_dev)
+        error = -EAGAIN; /* before our claim counted */
+    if (error)
+        (void)close(fd);
+    else
+        *ret_fd = fd;
+    return error;
+}
+
+/* Builds the segment in the place of a claimed file, with its totals where it is a segment of this identity. */
+WIDEEP_API int wideep_i_succeed(struct wideep_writer *w, int fd, const struct stat *claimed)
+{
+    struct stat st;
+    struct wideep_view *old = NULL;
+    int error = 0;
+
+    /* Dead since before the claim, so this reading is final. */
+    uint64_t size = fstat(fd, &st) == 0 ? wideep_i_useful_size(fd, (uint64_t)st.st_size) : 0;
+    void *copy = wideep_i_read_whole(fd, size);
+    if (copy) {
+        old = (struct wideep_view *)malloc(sizeof *old);
+        if (!old)
+            error = -ENOMEM;
+        else if (wideep_view_init(old, copy, size) != WIDEEP_OK || !wideep_i_same_name(&old->identity, &w->identity) ||
+                 old->identity.lineage == 0) {
+            free(old);
+            old = NULL;
         }
-        if (!error)
-            error = wideep_i_build(w, old, &st);
-        w->origin = old ? WIDEEP_ORIGIN_TAKEOVER : WIDEEP_ORIGIN_REPLACED;
-        if (error == -ENOENT)
-            error = -EAGAIN; /* our temporary was swept, or the directory was */
-        free(old);
     }
+    if (!error)
+        error = wideep_i_build(w, old, claimed);
+    w->origin = old ? WIDEEP_ORIGIN_TAKEOVER : WIDEEP_ORIGIN_REPLACED;
+    free(old);
     if (copy)
-        (void)munmap(copy, (size_t)st.st_size);
+        (void)munmap(copy, (size_t)size);
+    return error;
+}
+
+/* One round of the creation loop: 0, -EAGAIN to start over (after a millisecond: -EINPROGRESS), or an error. */
+WIDEEP_API int wideep_i_create_once(struct wideep_writer *w)
+{
+    char path[WIDEEP_MAX_PATH + 300];
+    struct stat claimed;
+    int fd = -1;
+
+    int error = wideep_i_path(path, sizeof path, w, w->name);
+    if (error)
+        return error;
+    if (wideep_i_writing_path(path) >= 0)
+        return -EBUSY;
+    error = wideep_i_claim(path, &fd, &claimed);
+    if (error == -ENOENT) {
+        error = wideep_i_build(w, NULL, NULL);
+        w->origin = WIDEEP_ORIGIN_FRESH;
+        return error == -EEXIST || error == -ENOENT ? -EAGAIN : error;
+    }
+    if (error)
+        return error;
+    error = wideep_i_succeed(w, fd, &claimed);
     /* Only now: until the new segment has the name, the claim keeps other starters away. */
     (void)close(fd);
-    return error;
+    return error == -ENOENT ? -EAGAIN : error; /* our temporary was swept, or the directory was */
 }
 
 /* Repeats a round that asked to start over, for at most two seconds of others being busy. */
@@ -1619,7 +1717,7 @@ WIDEEP_API int wideep_i_create_loop(struct wideep_writer *w)
  * Returns 0 and a handle for wideep_close(). Errors, with nothing left behind: -EBUSY a live process (this one
  * included) writes it; -EPERM the dead file is another user's in a sticky directory; -ENOSPC the file system is full;
  * -EINVAL, -ENAMETOOLONG a value of the config is out of its range; -EEXIST the name is no regular file; -ENOENT,
- * -EACCES the directory; else another negative errno. wideep_error_text() has advice.
+ * -ENOTDIR, -EACCES the directory; else another negative errno. wideep_error_text() has advice.
  *
  * Blocks for up to two seconds while other starters race for the identity. One call at a time in a process. */
 WIDEEP_API int wideep_create(struct wideep_writer **ret, const struct wideep_config *config)
@@ -1653,33 +1751,17 @@ WIDEEP_API int wideep_create(struct wideep_writer **ret, const struct wideep_con
  * on where it was). */
 WIDEEP_API int wideep_i_recreate(struct wideep_writer *w, const struct stat *claimed)
 {
-    char temporary[WIDEEP_MAX_PATH + 300], path[WIDEEP_MAX_PATH + 300];
-    int fd = -1;
-
-    int error = wideep_i_path(path, sizeof path, w, w->name);
-    if (!error)
-        error = wideep_i_temporary(w, w->size, &fd, temporary, sizeof temporary);
+    struct wideep_i_draft draft;
+    unsigned char *base = w->base;
+    int fd = w->fd, error = wideep_i_draft_begin(w, &draft);
     if (error)
         return error;
-    unsigned char *base = wideep_i_map(fd, w->size);
-    if (!base) {
-        error = -errno;
-    } else {
-        memcpy(base, w->base, (size_t)w->size);
-        error = wideep_i_take_name(temporary, path, claimed);
-    }
-    if (error || !claimed)
-        (void)unlink(temporary);
-    if (error) {
-        if (base)
-            (void)munmap(base, (size_t)w->size);
-        (void)close(fd);
+    memcpy(draft.base, base, (size_t)w->size);
+    error = wideep_i_draft_publish(w, &draft, claimed);
+    if (error)
         return error;
-    }
-    (void)munmap(w->base, (size_t)w->size);
-    (void)close(w->fd);
-    w->fd = fd;
-    wideep_i_wire(w, base);
+    (void)munmap(base, (size_t)w->size);
+    (void)close(fd);
     return 0;
 }
 
@@ -1687,28 +1769,15 @@ WIDEEP_API int wideep_i_recreate(struct wideep_writer *w, const struct stat *cla
 WIDEEP_API int wideep_i_reclaim(struct wideep_writer *w, const char *path)
 {
     struct wideep_identity other;
-    struct stat st, now;
-    int fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-    if (fd < 0)
-        return errno == ENOENT ? -EAGAIN : -errno;
-    if (wideep_i_writing_file(fd))
-        return -ESTALE;
-    int error = 0;
-    if (fstat(fd, &st) != 0)
-        error = -errno;
-    else if (wideep_writer_alive(fd) > 0)
-        error = -ESTALE;
-    else if (wideep_i_lock(fd, 1, F_WRLCK) != 0)
-        error = -EAGAIN;
-    else if (wideep_writer_alive(fd) > 0)
-        error = -ESTALE;
-    else if (stat(path, &now) != 0 || now.st_ino != st.st_ino || now.st_dev != st.st_dev)
-        error = -EAGAIN;
-    else if (pread(fd, &other, sizeof other, 0) == (ssize_t)sizeof other && other.lineage == w->identity.lineage &&
-             other.instance_id != w->identity.instance_id)
+    struct stat claimed;
+    int fd = -1, error = wideep_i_claim(path, &fd, &claimed);
+    if (error)
+        return error == -EBUSY ? -ESTALE : error == -ENOENT || error == -EINPROGRESS ? -EAGAIN : error;
+    if (pread(fd, &other, sizeof other, 0) == (ssize_t)sizeof other && other.lineage == w->identity.lineage &&
+        other.instance_id != w->identity.instance_id)
         error = -ESTALE; /* a successor took our totals over and counted on: ours are behind */
     else
-        error = wideep_i_recreate(w, &st);
+        error = wideep_i_recreate(w, &claimed);
     (void)close(fd);
     return error;
 }
@@ -1808,7 +1877,7 @@ WIDEEP_API void wideep_i_payload(uint64_t *slot, unsigned i, uint64_t value)
 
 struct wideep_pass {
     uint64_t pass; /* number of the forward pass, from 0 at the group's initialisation, alike on all its ranks, strictly
-                      increasing within a model; passes may be left out (not recorded) */
+                      increasing within a model, at most WIDEEP_MAX_PASS; passes may be left out (not recorded) */
     uint32_t model;                     /* index into config.models */
     uint32_t step;                      /* the engine's passes since the last rearrangement, or WIDEEP_STEP_UNKNOWN */
     uint64_t rearrangement_duration_ns; /* of a rearrangement that ended since the last recorded pass, else 0 */
@@ -1819,7 +1888,7 @@ WIDEEP_API int wideep_i_pass_valid(const struct wideep_writer *w, const struct w
     int error = wideep_i_ready(w);
     if (error)
         return error;
-    if (!pass || pass->model >= w->identity.model_count || pass->pass > UINT64_MAX / 2)
+    if (!pass || pass->model >= w->identity.model_count || pass->pass > WIDEEP_MAX_PASS)
         return -EINVAL;
     return 0;
 }
@@ -1999,7 +2068,7 @@ WIDEEP_API int wideep_record_eplb(struct wideep_writer *w, const struct wideep_p
 }
 
 struct wideep_dbo_stats {
-    uint64_t pass;                               /* number of the forward pass */
+    uint64_t pass;                               /* number of the forward pass, at most WIDEEP_MAX_PASS */
     uint32_t phase;                              /* enum wideep_phase */
     uint32_t outcome;                            /* enum wideep_outcome */
     uint32_t ubatches;                           /* 0 … 4 sizes below; those of an engaged pass enter the histogram */
@@ -2014,7 +2083,7 @@ WIDEEP_API int wideep_record_dbo(struct wideep_writer *w, const struct wideep_db
     if (error)
         return error;
     if (!stats || !w->dbo_shared_head || stats->phase >= WIDEEP_PHASES || stats->outcome >= WIDEEP_OUTCOMES ||
-        stats->ubatches > WIDEEP_MAX_UBATCHES || stats->pass > UINT64_MAX / 2)
+        stats->ubatches > WIDEEP_MAX_UBATCHES || stats->pass > WIDEEP_MAX_PASS)
         return -EINVAL;
     const uint64_t now_ns = wideep_i_clock_ns(CLOCK_BOOTTIME), n = w->dbo_head;
     const uint64_t active = stats->outcome == WIDEEP_ENGAGED ? (uint64_t)1 << stats->phase : 0;

@@ -82,7 +82,8 @@ START_TEST(names)
     for (int reason = 0; reason < WIDEEP_REASONS; reason++)
         ck_assert_str_ne(wideep_reason_name((enum wideep_reason)reason), "unknown");
     ck_assert_str_eq(wideep_reason_name(WIDEEP_REASONS), "unknown");
-    const int errors[] = {EBUSY, EPERM, ENOSPC, ENOENT, EACCES, ECHILD, ESTALE, EINVAL, ERANGE, ENAMETOOLONG, EEXIST};
+    const int errors[] = {EBUSY,  EPERM,  ENOSPC, ENOENT, ENOTDIR,      EACCES,
+                          ECHILD, ESTALE, EINVAL, ERANGE, ENAMETOOLONG, EEXIST};
     for (size_t i = 0; i < sizeof errors / sizeof errors[0]; i++) {
         ck_assert_str_eq(wideep_error_text(errors[i]), wideep_error_text(-errors[i]));
         ck_assert_str_ne(wideep_error_text(-errors[i]), strerror(errors[i]));
@@ -129,6 +130,9 @@ START_TEST(create_refuses)
     REFUSES(-ENAMETOOLONG, config.instance = longest);
     REFUSES(-ENAMETOOLONG, config.models[0].name = name_256);
     REFUSES(-ENOENT, config.directory = "/nonexistent/wideep");
+    REFUSES(-ENOTDIR, config.directory = "/proc/self/exe");
+    REFUSES(-ENOTDIR, config.directory = "/dev/null");
+    REFUSES(-ENOTDIR, config.directory = "/dev/null/wideep");
 #undef REFUSES
     config = config_of();
     ck_assert_int_eq(wideep_create(NULL, &config), -EINVAL);
@@ -188,7 +192,7 @@ START_TEST(records_refuse_and_record_nothing)
 {
     struct wideep_writer *w = writer_new();
     int32_t loads[18] = {1};
-    struct wideep_pass pass = {.pass = 1}, bad_model = {.model = 2}, bad_pass = {.pass = UINT64_MAX};
+    struct wideep_pass pass = {.pass = 1}, bad_model = {.model = 2}, bad_pass = {.pass = WIDEEP_MAX_PASS + 1};
     struct wideep_eplb_layer layers[4] = {{.layer = 0, .avg_tokens_per_rank = 1, .max_tokens_per_rank = 2},
                                           {.layer = 1, .avg_tokens_per_rank = 1, .max_tokens_per_rank = 2}};
     unsigned char *before = frozen(w);
@@ -216,7 +220,8 @@ START_TEST(records_refuse_and_record_nothing)
         layers[2] = bad[i];
         ck_assert_msg(wideep_record_eplb(w, &pass, layers, 3) == -EINVAL, "case %u", (unsigned)i);
     }
-    const struct wideep_dbo_stats bad_dbo[] = {{.phase = 2}, {.outcome = 6}, {.ubatches = 5}, {.pass = UINT64_MAX}};
+    const struct wideep_dbo_stats bad_dbo[] = {
+        {.phase = 2}, {.outcome = 6}, {.ubatches = 5}, {.pass = WIDEEP_MAX_PASS + 1}};
     for (size_t i = 0; i < sizeof bad_dbo / sizeof bad_dbo[0]; i++)
         ck_assert_int_eq(wideep_record_dbo(w, &bad_dbo[i]), -EINVAL);
     ck_assert_int_eq(wideep_record_dbo(w, NULL), -EINVAL);
@@ -511,6 +516,7 @@ START_TEST(view_init_refuses)
         BREAK(WIDEEP_BAD_SECTION, sections[2].batch, 0),
         BREAK(WIDEEP_BAD_SECTION, sections[2].batch, UINT32_MAX),
         BREAK(WIDEEP_BAD_SECTION, sections[3].stride, 0),
+        BREAK(WIDEEP_BAD_SECTION, sections[3].batch, 2), /* a call makes one record */
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         memcpy(copy, w->base, size);
@@ -525,6 +531,41 @@ START_TEST(view_init_refuses)
     ck_assert_int_eq(wideep_view_init(&view, copy, size - 1), WIDEEP_BAD_TRUNCATED);
     ck_assert_int_eq(wideep_view_init(&view, copy, size), WIDEEP_OK);
     (void)munmap(copy, size);
+    wideep_close(&w);
+}
+END_TEST
+
+/* Rings that fit their file and would make a reader look through millions of slots, or lose as many at once. */
+START_TEST(view_init_refuses_huge_rings)
+{
+    const uint32_t most = (uint32_t)(WIDEEP_MAX_RING_SIZE / 128);
+    const struct {
+        uint32_t count, batch;
+        enum wideep_reason reason;
+    } cases[] = {{most, WIDEEP_MAX_LAYERS, WIDEEP_OK},
+                 {most + 1, WIDEEP_MAX_LAYERS, WIDEEP_BAD_SECTION},
+                 {most, WIDEEP_MAX_LAYERS + 1, WIDEEP_BAD_SECTION},
+                 {1u << 22, 1u << 21, WIDEEP_BAD_SECTION},
+                 {1024, 1024, WIDEEP_BAD_SECTION},
+                 {WIDEEP_MAX_LAYERS, WIDEEP_MAX_LAYERS, WIDEEP_OK}};
+    struct wideep_writer *w = writer_new();
+    struct wideep_view view;
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        const uint64_t length = WIDEEP_RING_HEADER + 128ull * cases[i].count;
+        const uint64_t at = wideep_i_round_up(w->size, 4096), size = at + wideep_i_round_up(length, 4096);
+        void *copy = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        ck_assert_ptr_ne(copy, MAP_FAILED);
+        memcpy(copy, w->base, w->size);
+        struct wideep_identity *identity = (struct wideep_identity *)copy;
+        identity->total_size = size;
+        identity->sections[2].offset = at;
+        identity->sections[2].length = length;
+        identity->sections[2].count = cases[i].count;
+        identity->sections[2].batch = cases[i].batch;
+        enum wideep_reason reason = wideep_view_init(&view, copy, size);
+        ck_assert_msg(reason == cases[i].reason, "case %u: %s", (unsigned)i, wideep_reason_name(reason));
+        (void)munmap(copy, size);
+    }
     wideep_close(&w);
 }
 END_TEST
@@ -593,6 +634,15 @@ START_TEST(open_refuses)
     ck_assert_int_eq(wideep_open(&view, path, &reason), -EBADMSG);
     ck_assert_int_eq(reason, WIDEEP_BAD_MAGIC);
     wideep_view_close(&view);
+    /* A size that no segment has, in a file that is as long: refused, and never mapped whole. */
+    struct wideep_writer *w = writer_new();
+    struct wideep_identity identity = w->identity;
+    wideep_close(&w);
+    identity.total_size = 1ull << 43;
+    ck_assert_int_eq((int)pwrite(fd, &identity, sizeof identity, 0), (int)sizeof identity);
+    ck_assert_int_eq(ftruncate(fd, (off_t)1 << 43), 0);
+    ck_assert_int_eq(wideep_open(&view, path, &reason), -EBADMSG);
+    ck_assert_int_eq(reason, WIDEEP_BAD_SIZE);
     (void)close(fd);
     ck_assert_int_eq(unlink(path), 0);
     ck_assert_int_eq(symlink("/dev/null", path), 0);
@@ -618,6 +668,7 @@ int main(void)
     tcase_add_test(abi, dbo_totals);
     tcase_add_test(abi, rearrangements);
     tcase_add_test(abi, view_init_refuses);
+    tcase_add_test(abi, view_init_refuses_huge_rings);
     tcase_add_test(abi, view_init_on_noise);
     tcase_add_test(abi, open_refuses);
     suite_add_tcase(suite, abi);

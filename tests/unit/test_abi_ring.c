@@ -423,7 +423,25 @@ START_TEST(content_that_no_writer_makes)
             wideep_i_store(slot + 4, avg);
             wideep_i_store(slot + 5, max);
         }
+    const uint64_t balancedness = wideep_load(slot + 6);
+    const double bad_ratios[] = {-0.5, 1.5, (double)__builtin_nanf(""), (double)__builtin_inff()};
+    for (size_t i = 0; i < sizeof bad_ratios / sizeof bad_ratios[0]; i++) {
+        wideep_i_store(slot + 6, wideep_i_double_bits(bad_ratios[i]));
+        ck_assert_int_eq(wideep_eplb_read(&view, 0, &record, NULL), WIDEEP_READ_INVALID);
+    }
+    wideep_i_store(slot + 6, balancedness);
     uint64_t *words = (uint64_t *)(void *)w->dbo_slots;
+    /* Pass numbers end where the writer's do. */
+    const uint64_t passes[] = {WIDEEP_MAX_PASS, WIDEEP_MAX_PASS + 1, UINT64_MAX};
+    for (size_t i = 0; i < sizeof passes / sizeof passes[0]; i++) {
+        const enum wideep_read result = i == 0 ? WIDEEP_READ_OK : WIDEEP_READ_INVALID;
+        wideep_i_store(slot + 1, passes[i]);
+        wideep_i_store(words + 1, passes[i]);
+        ck_assert_int_eq(wideep_eplb_read(&view, 0, &record, NULL), result);
+        ck_assert_int_eq(wideep_dbo_read(&view, 0, &dbo), result);
+    }
+    wideep_i_store(slot + 1, 0);
+    wideep_i_store(words + 1, 0);
     const uint64_t tags = wideep_load(words + 3);
     ck_assert_int_eq(wideep_dbo_read(&view, 0, &dbo), WIDEEP_READ_OK);
     ck_assert_uint_eq(dbo.fallout_reason, WIDEEP_OTHER);
@@ -454,7 +472,7 @@ START_TEST(positions_survive_a_deleted_name)
     ck_assert_int_eq(wideep_check(w), 0);
     write_pass(w, 6);
     attach(&again);
-    ck_assert(again.keep_fd);
+    ck_assert_int_eq(again.fd, -1);
     r.view = &again;
     reader_drain(&r);
     ck_assert_uint_eq(r.accepted, 7 * LAYERS);

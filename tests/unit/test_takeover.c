@@ -8,6 +8,7 @@
 #include <check.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 
 static char directory[64];
@@ -561,6 +562,141 @@ START_TEST(reading_ones_own_segment_keeps_the_lock)
 }
 END_TEST
 
+/* Leaves the process `free_count` descriptors to open, whatever it has open now. */
+static struct rlimit descriptors_limit(unsigned free_count)
+{
+    struct rlimit before, now;
+    int next = dup(0);
+    ck_assert_int_ge(next, 0);
+    (void)close(next);
+    ck_assert_int_eq(getrlimit(RLIMIT_NOFILE, &before), 0);
+    now = before;
+    now.rlim_cur = (rlim_t)next + free_count;
+    ck_assert_int_eq(setrlimit(RLIMIT_NOFILE, &now), 0);
+    return before;
+}
+
+START_TEST(reading_ones_own_segment_costs_no_descriptor)
+{
+    struct wideep_writer *w = created();
+    struct rlimit before = descriptors_limit(8);
+    for (int i = 0; i < 1000; i++) {
+        struct wideep_view view;
+        ck_assert_int_eq(wideep_open(&view, path, NULL), 0);
+        wideep_view_close(&view);
+    }
+    ck_assert_int_eq(setrlimit(RLIMIT_NOFILE, &before), 0);
+    ck_assert_int_eq(alive_elsewhere(path), 1);
+    wideep_close(&w);
+    /* Written no more, it is a file like others: opened, asked, closed. */
+    before = descriptors_limit(8);
+    for (int i = 0; i < 100; i++) {
+        struct wideep_view view;
+        ck_assert_int_eq(wideep_open(&view, path, NULL), 0);
+        ck_assert_int_eq(wideep_writer_alive(view.fd), 0);
+        wideep_view_close(&view);
+    }
+    ck_assert_int_eq(setrlimit(RLIMIT_NOFILE, &before), 0);
+}
+END_TEST
+
+/* What a process can learn of itself depends on descriptors that it may not have. */
+START_TEST(reading_ones_own_segment_with_few_descriptors)
+{
+    struct wideep_writer *w = created(), *second = NULL;
+    for (unsigned free_count = 0; free_count < 4; free_count++) {
+        struct wideep_view view;
+        struct rlimit before = descriptors_limit(free_count);
+        int error = wideep_open(&view, path, NULL), create_error = create(&second);
+        wideep_view_close(&view);
+        ck_assert_int_eq(setrlimit(RLIMIT_NOFILE, &before), 0);
+        ck_assert_int_eq(error, free_count == 0 ? -EMFILE : 0);
+        ck_assert_int_eq(create_error, free_count == 0 ? -EMFILE : -EBUSY);
+        ck_assert_int_eq(alive_elsewhere(path), 1);
+    }
+    wideep_close(&w);
+}
+END_TEST
+
+/* The sanitizers need address space of their own. */
+#if !defined(__SANITIZE_ADDRESS__) && !defined(WIDEEP_TSAN)
+START_TEST(reading_ones_own_segment_without_memory)
+{
+    struct wideep_writer *w = created();
+    struct rlimit before, now;
+    ck_assert_int_eq(getrlimit(RLIMIT_AS, &before), 0);
+    now = before;
+    now.rlim_cur = 1;
+    struct wideep_view view;
+    ck_assert_int_eq(setrlimit(RLIMIT_AS, &now), 0);
+    int error = wideep_open(&view, path, NULL);
+    ck_assert_int_eq(setrlimit(RLIMIT_AS, &before), 0);
+    ck_assert_int_lt(error, 0);
+    wideep_view_close(&view);
+    ck_assert_int_eq(alive_elsewhere(path), 1);
+    wideep_close(&w);
+}
+END_TEST
+#endif
+
+/* A file that says it is this process's and that this process cannot be told from: kept open, to be safe. */
+START_TEST(an_unknown_origin_counts_as_ones_own)
+{
+    struct wideep_writer *w = created();
+    struct wideep_identity identity = w->identity;
+    ck_assert(wideep_i_own(&identity));
+    identity.process_start_ticks++;
+    ck_assert(!wideep_i_own(&identity));
+    identity.process_start_ticks = 0;
+    ck_assert(wideep_i_own(&identity));
+    identity.pid_namespace++;
+    ck_assert(!wideep_i_own(&identity));
+    identity.pid_namespace = 0;
+    ck_assert(wideep_i_own(&identity));
+    identity.pid++;
+    ck_assert(!wideep_i_own(&identity));
+    wideep_close(&w);
+}
+END_TEST
+
+/* A forked child holds its parent's descriptor and none of its locks: it may look at the parent like anybody. */
+START_TEST(a_forked_child_reads_its_parent)
+{
+    struct wideep_writer *w = created();
+    pid_t child = fork_quietly();
+    if (child == 0) {
+        struct wideep_view view;
+        if (wideep_open(&view, path, NULL) != 0)
+            _exit(1);
+        int alive = wideep_writer_alive(view.fd);
+        wideep_view_close(&view);
+        _exit(alive == 1 ? 0 : 2);
+    }
+    wait_for(child, 0);
+    ck_assert_int_eq(alive_elsewhere(path), 1);
+    wideep_close(&w);
+}
+END_TEST
+
+/* What a file holds beyond its segment is nobody's: neither mapped nor a reason to forget the totals. */
+START_TEST(a_file_longer_than_its_segment)
+{
+    struct wideep_writer *w = created();
+    const uint64_t size = w->size;
+    ck_assert_int_eq(wideep_record_tokens(w, 5, 6), 0);
+    wideep_close(&w);
+    ck_assert_int_eq(truncate(path, (off_t)1 << 40), 0);
+    struct wideep_view view;
+    ck_assert_int_eq(wideep_open(&view, path, NULL), 0);
+    ck_assert_uint_eq(view.size, size);
+    wideep_view_close(&view);
+    w = created();
+    ck_assert_int_eq(wideep_origin(w), WIDEEP_ORIGIN_TAKEOVER);
+    ck_assert_uint_eq(w->totals->prompt_tokens, 5);
+    wideep_close(&w);
+}
+END_TEST
+
 /* Somebody closed a descriptor of the file in this process: the lock is gone until the next check. */
 START_TEST(check_asserts_a_lost_lock)
 {
@@ -679,6 +815,11 @@ START_TEST(check_reclaims_from_a_dead_foreigner)
     ck_assert_uint_eq(found, lineage);
     ck_assert_int_eq(alive_elsewhere(path), 1);
     ck_assert_uint_eq(names(0), 1);
+    /* What is no regular file is left alone here too. */
+    ck_assert_int_eq(unlink(path), 0);
+    ck_assert_int_eq(mkfifo(path, 0644), 0);
+    ck_assert_int_eq(wideep_check(w), -EEXIST);
+    ck_assert_int_eq(wideep_record_tokens(w, 0, 0), 0);
     /* Nor does an empty file keep us from our name. */
     ck_assert_int_eq(unlink(path), 0);
     (void)close(open(path, O_CREAT | O_WRONLY, 0600));
@@ -860,6 +1001,14 @@ int main(void)
     tcase_add_test(takeover, unreadable_files_are_replaced);
     tcase_add_test(takeover, double_open_is_refused);
     tcase_add_test(takeover, reading_ones_own_segment_keeps_the_lock);
+    tcase_add_test(takeover, reading_ones_own_segment_costs_no_descriptor);
+    tcase_add_test(takeover, reading_ones_own_segment_with_few_descriptors);
+#if !defined(__SANITIZE_ADDRESS__) && !defined(WIDEEP_TSAN)
+    tcase_add_test(takeover, reading_ones_own_segment_without_memory);
+#endif
+    tcase_add_test(takeover, an_unknown_origin_counts_as_ones_own);
+    tcase_add_test(takeover, a_forked_child_reads_its_parent);
+    tcase_add_test(takeover, a_file_longer_than_its_segment);
     tcase_add_test(takeover, check_asserts_a_lost_lock);
     tcase_add_test(takeover, check_yields_to_a_successor);
     tcase_add_test(takeover, check_links_a_deleted_segment_again);
