@@ -341,6 +341,55 @@ START_TEST(loads_of_the_last_slot_count_once)
 }
 END_TEST
 
+/* Against the plainest arithmetic, for ranks of any width and loads of any size. */
+START_TEST(loads_of_any_shape)
+{
+    enum { RANKS = 3, LAYERS = 2, LOGICAL = 5, WIDEST = 11 };
+    uint64_t state = 88172645463325252ull;
+    for (uint32_t per_rank = 1; per_rank <= WIDEST; per_rank++) {
+        struct wideep_writer *w = NULL;
+        struct wideep_config config = {.directory = directory,
+                                       .engine = per_rank,
+                                       .ep_size = RANKS,
+                                       .model_count = 1,
+                                       .models = {{"m", LAYERS, LOGICAL, RANKS * per_rank}}};
+        uint64_t ranks[LAYERS * RANKS] = {0}, experts[LAYERS * LOGICAL] = {0};
+        int32_t loads[LAYERS * RANKS * WIDEST], map[LAYERS * RANKS * WIDEST];
+        ck_assert_int_eq(wideep_create(&w, &config), 0);
+        if (!w)
+            abort();
+        for (uint32_t k = 0; k < 400; k++) {
+            int bad = 0;
+            for (uint32_t i = 0; i < LAYERS * RANKS * per_rank; i++) {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                /* Small, of any size, right at what 32 bits can add up, and now and then negative. */
+                loads[i] = k % 4 == 0   ? (int32_t)(state >> 32 & 0x7fffffff)
+                           : k % 4 == 1 ? (int32_t)(UINT32_MAX / per_rank / 2 + state % 2)
+                                        : (int32_t)(state >> 40 & 0xfff);
+                if (k % 4 == 3 && state % 16 == 0)
+                    loads[i] = -loads[i];
+                map[i] = (int32_t)(state >> 8 & 0xff) % (k % 2 ? LOGICAL : LOGICAL + 1);
+                if (state % 32 == 1)
+                    map[i] = -1;
+                uint32_t layer = i / (RANKS * per_rank), rank = i / per_rank % RANKS;
+                uint64_t counted = loads[i] > 0 ? (uint64_t)loads[i] : 0;
+                bad |= loads[i] < 0 || map[i] >= LOGICAL;
+                ranks[layer * RANKS + rank] += counted;
+                if (map[i] >= 0 && map[i] < LOGICAL)
+                    experts[layer * LOGICAL + (uint32_t)map[i]] += counted;
+            }
+            struct wideep_pass pass = {.pass = k};
+            ck_assert_int_eq(wideep_record_pass(w, &pass, loads, map), bad ? -ERANGE : 0);
+            ck_assert_int_eq(memcmp(ranks, w->rank_tokens[0], sizeof ranks), 0);
+            ck_assert_int_eq(memcmp(experts, w->expert_tokens[0], sizeof experts), 0);
+        }
+        wideep_close(&w);
+    }
+}
+END_TEST
+
 START_TEST(reduced_records)
 {
     struct wideep_writer *w = writer_new();
@@ -664,6 +713,7 @@ int main(void)
     tcase_add_test(abi, a_front_end_has_tokens_only);
     tcase_add_test(abi, negative_loads_and_bad_maps_count_as_nothing);
     tcase_add_test(abi, loads_of_the_last_slot_count_once);
+    tcase_add_test(abi, loads_of_any_shape);
     tcase_add_test(abi, reduced_records);
     tcase_add_test(abi, dbo_totals);
     tcase_add_test(abi, rearrangements);
