@@ -216,7 +216,7 @@ struct wideep_identity {
     uint32_t dp_rank;
     uint32_t dp_size;
     uint32_t flags;
-    uint64_t group;             /* alike on the ranks that run collectives together */
+    uint64_t group;             /* alike on the ranks that run collectives together; 0: this engine by itself */
     uint64_t instance_id;       /* random, of this segment */
     uint64_t lineage;           /* random, inherited at takeover */
     uint8_t boot_id[16];        /* of the kernel that the times below belong to */
@@ -1088,7 +1088,8 @@ struct wideep_config {
     uint32_t dp_size;     /* 0: 1 */
     uint32_t flags;       /* WIDEEP_LOADS_REPLICATED */
     uint32_t model_count; /* 1 … 4; models[0] is the one that DBO and token counters are of */
-    uint64_t group;       /* alike on the ranks that run collectives together, e.g. a hash of their address */
+    uint64_t group;       /* alike on the ranks that run collectives together, e.g. a hash of their address; 0: this
+                           * engine by itself */
     uint64_t rearrangement_interval; /* configured passes between rearrangements; 0: unknown */
     struct wideep_model_config models[WIDEEP_MAX_MODELS];
 };
