@@ -23,6 +23,7 @@ DOCDIR ?= $(PREFIX)/share/doc/wideep-exporter
 INSTALL ?= install
 LDCONFIG ?= PATH="$$PATH:/usr/sbin:/sbin" ldconfig
 PKG_CONFIG ?= pkg-config
+PROTOC_C ?= protoc-c
 # The Debian packages of the tests belong to this python, which need not be the first on PATH.
 PYTHON ?= /usr/bin/python3
 CLANG_FORMAT ?= clang-format
@@ -60,6 +61,7 @@ SIM_SRCS := $(wildcard src/sim*.c)
 DUMP_SRCS := $(wildcard src/dump*.c)
 LIB_SRCS := $(filter-out $(MAIN_SRCS) $(SIM_SRCS) $(DUMP_SRCS),$(wildcard src/*.c))
 SO_SRCS := $(wildcard shm-abi/wideep_shm.c)
+PROTO_SRCS := $(wildcard src/*.proto)
 UNIT_SRCS := $(wildcard tests/unit/test_*.c)
 # Shared helpers of the unit tests: linked into each of them.
 UNIT_HELPER_SRCS := $(filter-out $(UNIT_SRCS),$(wildcard tests/unit/*.c))
@@ -77,6 +79,9 @@ endif
 
 objs = $(patsubst %,$(B)/obj/%.o,$(basename $(1)))
 
+PROTO_HEADERS := $(patsubst src/%.proto,$(B)/gen/%.pb-c.h,$(PROTO_SRCS))
+PROTO_OBJS := $(patsubst src/%.proto,$(B)/obj/gen/%.pb-c.o,$(PROTO_SRCS))
+
 PROGRAMS := $(if $(MAIN_SRCS),$(B)/wideep-exporter) $(if $(SIM_SRCS),$(B)/wideep-sim) \
 	$(if $(DUMP_SRCS),$(B)/wideep-dump)
 ARCHIVE := $(B)/obj/libwideep.a
@@ -93,7 +98,7 @@ NO_COMPILE := help clean format deps deps-test deps-lint check check-ci check-al
 	uninstall
 ifneq ($(filter-out $(NO_COMPILE),$(or $(MAKECMDGOALS),all)),)
 
-PKGS := libmicrohttpd liburcu-bp gnutls yaml-0.1 libcrypt
+PKGS := libmicrohttpd liburcu-bp gnutls yaml-0.1 libcrypt libdeflate libprotobuf-c
 PKGS_FOUND := $(shell $(PKG_CONFIG) --exists $(PKGS) 2>/dev/null && echo yes)
 PKG_CFLAGS := $(shell $(PKG_CONFIG) --cflags $(PKGS) 2>/dev/null)
 PKG_LIBS := $(shell $(PKG_CONFIG) --libs $(PKGS) 2>/dev/null)
@@ -189,11 +194,20 @@ $(B)/gen/sources: FORCE
 libraries:
 	@$(if $(PKGS_FOUND),:,echo "$(PKGS) not found by $(PKG_CONFIG); 'make deps' installs what the build needs" >&2; exit 1)
 
-$(B)/obj/src/%.o: src/%.c $(B)/gen/flags | $(B)/gen/version.h libraries
+$(B)/gen/%.pb-c.c $(B)/gen/%.pb-c.h &: src/%.proto | libraries
+	$(call say,GEN,$<) mkdir -p $(@D)
+	$(Q)$(PROTOC_C) --proto_path=src --c_out=$(B)/gen $<
+
+# Not our code: our warnings are not for it.
+$(B)/obj/gen/%.o: $(B)/gen/%.c $(B)/gen/flags
+	$(call say,CC,$<) mkdir -p $(@D)
+	$(Q)$(CC) $(PROGRAM_CFLAGS) -w $(DEPFLAGS) -c $< -o $@
+
+$(B)/obj/src/%.o: src/%.c $(B)/gen/flags | $(B)/gen/version.h $(PROTO_HEADERS) libraries
 	$(call say,CC,$<) mkdir -p $(@D)
 	$(Q)$(CC) $(PROGRAM_CFLAGS) $(DEPFLAGS) -c $< -o $@
 
-$(B)/obj/tests/unit/%.o: tests/unit/%.c $(B)/gen/flags | $(B)/gen/version.h libraries
+$(B)/obj/tests/unit/%.o: tests/unit/%.c $(B)/gen/flags | $(B)/gen/version.h $(PROTO_HEADERS) libraries
 	$(call say,CC,$<) mkdir -p $(@D)
 	$(Q)$(CC) $(PROGRAM_CFLAGS) -Itests/unit $(CHECK_CFLAGS) $(DEPFLAGS) -c $< -o $@
 
@@ -209,7 +223,7 @@ $(B)/obj/tests/abi/%.o: tests/abi/%.cc $(B)/gen/flags
 	$(call say,CXX,$<) mkdir -p $(@D)
 	$(Q)$(CXX) $(ABI_CXXFLAGS) $(DEPFLAGS) -c $< -o $@
 
-$(ARCHIVE): $(call objs,$(LIB_SRCS)) $(B)/gen/sources
+$(ARCHIVE): $(call objs,$(LIB_SRCS)) $(PROTO_OBJS) $(B)/gen/sources
 	$(call say,AR,$@) mkdir -p $(@D); rm -f $@
 	$(Q)$(AR) rcs $@ $(filter %.o,$^)
 
@@ -247,7 +261,7 @@ $(B)/$(SO_NAME) $(B)/libwideep_shm.so: $(B)/$(SO_REAL)
 # Keep the objects of test programs: they are intermediate files to make.
 .SECONDARY:
 
--include $(patsubst %.o,%.d,$(call objs,$(C_SRCS) $(ABI_CC_SRCS)))
+-include $(patsubst %.o,%.d,$(call objs,$(C_SRCS) $(ABI_CC_SRCS)) $(PROTO_OBJS))
 
 # ---- tests ------------------------------------------------------------------------------------
 
@@ -363,7 +377,7 @@ lint-format:
 
 TIDY_CFLAGS = -std=gnu11 -D_GNU_SOURCE -Iinclude -Ishm-abi -Itests/unit -I$(B)/gen $(PKG_CFLAGS) $(CHECK_CFLAGS)
 TIDY_CXXFLAGS = -std=c++17 -D_GNU_SOURCE -Ishm-abi
-lint-tidy: $(B)/gen/version.h
+lint-tidy: $(B)/gen/version.h $(PROTO_HEADERS)
 	@exec 2> >(grep -v ' warnings\? generated\.$$' >&2); status=0; \
 	$(if $(C_SRCS),printf '%s\n' $(C_SRCS) | xargs -P $(JOBS) -I{} $(CLANG_TIDY) --quiet {} -- $(TIDY_CFLAGS) || status=1;) \
 	$(if $(ABI_CC_SRCS),printf '%s\n' $(ABI_CC_SRCS) | xargs -P $(JOBS) -I{} $(CLANG_TIDY) --quiet {} -- $(TIDY_CXXFLAGS) \
@@ -371,12 +385,13 @@ lint-tidy: $(B)/gen/version.h
 	exit $$status
 
 # The check library's macros hide the control flow that cppcheck follows, so the unit tests stay out.
-# cppcheck reads no system headers: what the ABI header asks of the platform is given here.
+# cppcheck reads no system headers: what the ABI header and the generated ones ask of the platform is given here.
 # On 64-bit Linux NULL is a pointer and all zero bits are 0.0, which the two suppressed checks doubt.
 CPPCHECK_PLATFORM := -D_GNU_SOURCE -D__x86_64__ -D__LP64__ -D__SIZEOF_POINTER__=8 -DMADV_WIPEONFORK=18 -DO_PATH=010000000 \
+	-DPROTOBUF_C_VERSION_NUMBER=1003000 \
 	--suppress=varFuncNullUB --suppress=memsetClassFloat
 CPPCHECKED = $(filter-out tests/unit/%,$(C_SRCS)) $(ABI_CC_SRCS)
-lint-cppcheck: $(B)/gen/version.h
+lint-cppcheck: $(B)/gen/version.h $(PROTO_HEADERS)
 	@$(if $(strip $(CPPCHECKED)),$(CPPCHECK) --quiet --std=c11 --std=c++17 --enable=warning$(comma)performance$(comma)portability \
 		--error-exitcode=1 --inline-suppr --suppress=missingIncludeSystem $(CPPCHECK_PLATFORM) -Iinclude -Ishm-abi \
 		-I$(B)/gen -j $(JOBS) $(CPPCHECKED))

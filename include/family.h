@@ -9,6 +9,7 @@
 #define WIDEEP_FAMILY_H
 
 #include "aggregate.h"
+#include "page.h"
 
 #define FAMILY_BUCKETS_MAX 16
 
@@ -79,7 +80,7 @@ struct self_stats {
     int64_t realtime_offset_ms; /* CLOCK_REALTIME - CLOCK_BOOTTIME */
     uint64_t series_dropped;
     uint32_t segments[SEGMENT_STATES][SEGMENT_REASONS];
-    struct self_durations collect, render;
+    struct self_durations collect, render[PAGE_RENDERINGS], compress;
     uint64_t http_requests[SELF_CODES];
     uint64_t http_in_flight;
     uint64_t cpu_ns, resident_bytes, virtual_bytes, virtual_max_bytes, open_fds, max_fds;
@@ -96,12 +97,21 @@ struct family_histogram {
     struct value sum;
 };
 
-struct family {
+/* A label whose value only the running exporter knows. */
+#define FAMILY_FACTS_MAX 2
+
+struct family_fact {
     const char *name;
+    const char *(*get)(const struct family_sources *sources);
+};
+
+struct family {
+    const char *name; /* a counter's ends in _total */
     enum family_type type;
     enum family_scope scope;
     const char *help; /* one line, no quote, backslash or newline */
     struct family_label labels[2];
+    struct family_fact facts[FAMILY_FACTS_MAX]; /* behind the labels, in the one row of the family */
     struct value (*get)(const struct family_sources *sources, const struct family_at *at);
     /* Histograms: false when it is not served now. */
     bool (*histogram)(const struct family_sources *sources, const struct family_at *at, struct family_histogram *ret);

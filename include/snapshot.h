@@ -5,13 +5,19 @@
  * reference to the newest one inside a read-side critical section and keep it for as long as a response is
  * being sent, outside any critical section: sending can take minutes.
  *
- * A snapshot owns its rendered page. The page is rendered at most once, by the first caller of
- * snapshot_page(); concurrent callers wait for it.
+ * A snapshot owns its pages. Each is rendered, and compressed, at most once, by the first who asks for that format and
+ * encoding; concurrent callers wait for it.
+ *
+ * Slow readers hold old snapshots, so the number of those with pages is bounded: snapshot_acquire_page() gives each new
+ * snapshot one of SNAPSHOT_GENERATIONS_MAX places, which it keeps until its last reference goes. While none is free, it
+ * gives the newest snapshot that has one.
  */
 #ifndef WIDEEP_SNAPSHOT_H
 #define WIDEEP_SNAPSHOT_H
 
 #include "exposition.h"
+
+#define SNAPSHOT_GENERATIONS_MAX 4
 
 struct snapshot;
 
@@ -27,18 +33,27 @@ void snapshot_publish(struct snapshot *snapshot);
  * Any thread, never blocks. */
 struct snapshot *snapshot_acquire(void);
 
+/* The same for a caller that will ask for snapshot_page(): an older one while slow readers hold as many generations as
+ * may have pages. Any thread; waits for others in here only. */
+struct snapshot *snapshot_acquire_page(void);
+
 /* Gives the reference back; NULL is fine. Any thread. */
 void snapshot_release(struct snapshot *snapshot);
 
-/* The page as Prometheus text format 0.0.4. The bytes live as long as the caller's reference.
- * Returns 0, or -ENOMEM. Any thread; the first call per snapshot renders, which takes from tens of
- * microseconds to milliseconds. */
-int snapshot_page(struct snapshot *snapshot, const char **ret_data, size_t *ret_size);
+/* The whole page. The bytes live as long as the caller's reference. Returns 0, or -ENOMEM. Any thread; the first call
+ * per format and encoding takes from tens of microseconds to tens of milliseconds. */
+int snapshot_page(struct snapshot *snapshot, enum page_format format, enum page_encoding encoding,
+                  const char **ret_data, size_t *ret_size);
+
+/* A page of the named families alone, as layout_find() knows them, in fresh memory of the caller's. Names that are not
+ * there, or there twice, are fine. Costs what is asked for. Returns 0, or -ENOMEM. Any thread. */
+int snapshot_page_of(struct snapshot *snapshot, enum page_format format, enum page_encoding encoding,
+                     const char *const *names, unsigned count, char **ret, size_t *ret_size);
 
 /* CLOCK_BOOTTIME nanoseconds at which the snapshot was taken. */
 uint64_t snapshot_time_ns(const struct snapshot *snapshot);
 
-/* Adds up how long pages took to render, since the start. Any thread. */
-void snapshot_render_durations(struct self_durations *ret);
+/* How long whole pages took to render, by rendering, and to compress, since the start. Any thread. */
+void snapshot_durations(struct self_durations ret_render[PAGE_RENDERINGS], struct self_durations *ret_compress);
 
 #endif

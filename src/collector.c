@@ -15,6 +15,7 @@ struct collector {
     struct aggregate *aggregate;
     struct layout *layout;
     uint64_t layout_generation;
+    uint64_t warned_generation; /* of the layout whose dropped series were logged */
     struct self_stats self;
     uint64_t debug_until_ns; /* CLOCK_BOOTTIME; 0: per-expert series are off */
     bool others_reported;    /* until none of another instance is left */
@@ -32,7 +33,7 @@ static void gather_self(struct collector *collector)
 
     http_stats(&http);
     process_stats(&process);
-    snapshot_render_durations(&self->render);
+    snapshot_durations(self->render, &self->compress);
     segment_set_count(collector->set, self->segments);
     uint64_t realtime_ms = wideep_i_clock_ns(CLOCK_REALTIME) / 1000000;
     self->snapshot_unix_ms = realtime_ms;
@@ -57,13 +58,21 @@ static int renew_layout(struct collector *collector, const struct family_sources
     int error = layout_new(&layout, sources, collector->config.series_limit, !collector->config.segments.instance);
     if (error)
         return error;
-    if (layout_dropped(layout) > 0 && collector->self.series_dropped != layout_dropped(layout))
-        log_warn("too many series, the rest is not served", "advice", "raise --limit.series", NULL);
     layout_unref(collector->layout);
     collector->layout = layout;
     collector->layout_generation = collector->aggregate->generation;
-    collector->self.series_dropped = layout_dropped(layout);
     return 0;
+}
+
+/* Known only when the values have been read, so it is served with the next collection. */
+static void note_dropped(struct collector *collector, uint64_t dropped)
+{
+    /* Gauges come and go; one line per set of series is enough. */
+    if (dropped > 0 && collector->warned_generation != collector->layout_generation) {
+        log_warn("too many series, the rest is not served", "advice", "raise --limit.series", NULL);
+        collector->warned_generation = collector->layout_generation;
+    }
+    collector->self.series_dropped = dropped;
 }
 
 static int publish(struct collector *collector, uint64_t now_ns)
@@ -82,7 +91,7 @@ static int publish(struct collector *collector, uint64_t now_ns)
         free(values);
         return -ENOMEM;
     }
-    layout_read_values(collector->layout, &sources, values);
+    note_dropped(collector, layout_read_values(collector->layout, &sources, values));
     snapshot_publish(snapshot);
     return 0;
 }

@@ -419,8 +419,13 @@ static bool self_collect(const struct family_sources *s, const struct family_at 
 
 static bool self_render(const struct family_sources *s, const struct family_at *at, struct family_histogram *ret)
 {
+    return self_histogram(&s->self->render[at->i], ret);
+}
+
+static bool self_compress(const struct family_sources *s, const struct family_at *at, struct family_histogram *ret)
+{
     (void)at;
-    return self_histogram(&s->self->render, ret);
+    return self_histogram(&s->self->compress, ret);
 }
 
 static struct value self_snapshot(const struct family_sources *s, const struct family_at *at)
@@ -445,6 +450,16 @@ static struct value self_build(const struct family_sources *s, const struct fami
     (void)s;
     (void)at;
     return count(1);
+}
+
+static const char *build_version(const struct family_sources *s)
+{
+    return s->self->version;
+}
+
+static const char *build_commit(const struct family_sources *s)
+{
+    return s->self->commit;
 }
 
 static struct value process_cpu(const struct family_sources *s, const struct family_at *at)
@@ -499,7 +514,8 @@ static struct value process_start(const struct family_sources *s, const struct f
 
 /* What must not fall to the limit on series comes first, so the exporter's word on itself; the widest families last. */
 const struct family families[] = {
-    {"wideep_build_info", FAMILY_GAUGE, SCOPE_EXPORTER, "Always 1; the labels say what was built.", .get = self_build},
+    {"wideep_build_info", FAMILY_GAUGE, SCOPE_EXPORTER, "Always 1; the labels say what was built.",
+     .facts = {{"version", build_version}, {"commit", build_commit}}, .get = self_build},
     {"wideep_shm_directory_readable", FAMILY_GAUGE, SCOPE_EXPORTER,
      "Whether the shared-memory directory could be read at the newest scan (1) or not (0).", .get = self_directory},
     {"wideep_segments",
@@ -521,14 +537,21 @@ const struct family families[] = {
      "closed. Totals written by ranks do not suffer from it.",
      {LABEL("kind", kinds), LABEL("cause", lost_causes)},
      .get = self_records_lost},
-    {"wideep_series_dropped", FAMILY_GAUGE, SCOPE_EXPORTER, "Series over the limit of --limit.series, not served.",
-     .get = self_dropped},
+    {"wideep_series_dropped", FAMILY_GAUGE, SCOPE_EXPORTER,
+     "Series over the limit of --limit.series that the collection before this one did not serve.", .get = self_dropped},
     {"wideep_snapshot_timestamp_seconds", FAMILY_GAUGE, SCOPE_EXPORTER,
      "Unix time at which these figures were collected.", .get = self_snapshot},
     {"wideep_collect_duration_seconds", FAMILY_HISTOGRAM, SCOPE_EXPORTER, "Time that a collection took.",
      .histogram = self_collect, BOUNDS(self_bounds)},
-    {"wideep_render_duration_seconds", FAMILY_HISTOGRAM, SCOPE_EXPORTER, "Time that rendering a page took.",
-     .histogram = self_render, BOUNDS(self_bounds)},
+    {"wideep_render_duration_seconds",
+     FAMILY_HISTOGRAM,
+     SCOPE_EXPORTER,
+     "Time that rendering a whole page took, once for each collection and format that was asked for.",
+     {{"format", page_rendering_names, PAGE_RENDERINGS}},
+     .histogram = self_render,
+     BOUNDS(self_bounds)},
+    {"wideep_compress_duration_seconds", FAMILY_HISTOGRAM, SCOPE_EXPORTER,
+     "Time that compressing a whole page took, likewise.", .histogram = self_compress, BOUNDS(self_bounds)},
     {"wideep_http_requests_total",
      FAMILY_COUNTER,
      SCOPE_EXPORTER,

@@ -1,5 +1,6 @@
 #include "http.h"
 
+#include "accept.h"
 #include "log.h"
 #include "snapshot.h"
 
@@ -12,6 +13,7 @@
 #define THREADS         2
 #define DRAIN_MS        1000
 #define DRAIN_STEP_MS   10
+#define NAMES_MAX       2048
 
 struct http {
     struct http_config config;
@@ -68,25 +70,80 @@ static void release_snapshot(void *snapshot)
     snapshot_release(snapshot);
 }
 
-static enum MHD_Result send_metrics(const struct http *http, struct MHD_Connection *connection)
+/* What name[] asks for: MHD's strings, which live as long as the request. */
+struct wanted_names {
+    const char *names[NAMES_MAX];
+    unsigned count, given;
+};
+
+static enum MHD_Result add_wanted_name(void *context, enum MHD_ValueKind kind, const char *key, const char *value)
 {
-    struct snapshot *snapshot = snapshot_acquire();
+    struct wanted_names *wanted = context;
+
+    (void)kind;
+    if (strcmp(key, "name[]") != 0)
+        return MHD_YES;
+    wanted->given++;
+    if (value && wanted->count < NAMES_MAX)
+        wanted->names[wanted->count++] = value;
+    return MHD_YES;
+}
+
+/* Takes the reference over. NULL when there is no memory, as the next. */
+static struct MHD_Response *named_page(struct snapshot *snapshot, enum page_format format, enum page_encoding encoding,
+                                       const struct wanted_names *wanted)
+{
+    char *page;
+    size_t size;
+    int error = snapshot_page_of(snapshot, format, encoding, wanted->names, wanted->count, &page, &size);
+
+    snapshot_release(snapshot);
+    if (error)
+        return NULL;
+    struct MHD_Response *response = MHD_create_response_from_buffer(size, page, MHD_RESPMEM_MUST_FREE);
+    if (!response)
+        free(page);
+    return response;
+}
+
+/* The response has the reference until it is sent. */
+static struct MHD_Response *whole_page(struct snapshot *snapshot, enum page_format format, enum page_encoding encoding)
+{
     const char *page;
     size_t size;
+    struct MHD_Response *response = NULL;
 
-    (void)http;
-    if (!snapshot)
-        return send_text(connection, MHD_HTTP_SERVICE_UNAVAILABLE, "no snapshot has been collected yet\n");
-    if (snapshot_page(snapshot, &page, &size) != 0) {
-        snapshot_release(snapshot);
-        return send_text(connection, MHD_HTTP_INTERNAL_SERVER_ERROR, "out of memory while rendering the page\n");
-    }
-    struct MHD_Response *response = MHD_create_response_from_buffer_with_free_callback_cls(
-        size, (void *)(uintptr_t)page, release_snapshot, snapshot);
+    if (snapshot_page(snapshot, format, encoding, &page, &size) == 0)
+        response = MHD_create_response_from_buffer_with_free_callback_cls(size, (void *)(uintptr_t)page,
+                                                                          release_snapshot, snapshot);
     if (!response)
         snapshot_release(snapshot);
-    return send_response(connection, MHD_HTTP_OK, "text/plain; version=0.0.4; charset=utf-8; escaping=underscores",
-                         response);
+    return response;
+}
+
+static enum MHD_Result send_metrics(const struct http *http, struct MHD_Connection *connection)
+{
+    const enum page_format format =
+        accept_format(MHD_lookup_connection_value(connection, MHD_HEADER_KIND, MHD_HTTP_HEADER_ACCEPT));
+    const enum page_encoding encoding =
+        accept_encoding(MHD_lookup_connection_value(connection, MHD_HEADER_KIND, MHD_HTTP_HEADER_ACCEPT_ENCODING));
+    struct wanted_names wanted = {.count = 0};
+
+    (void)http;
+    (void)MHD_get_connection_values(connection, MHD_GET_ARGUMENT_KIND, add_wanted_name, &wanted);
+    if (wanted.given > NAMES_MAX)
+        return send_text(connection, MHD_HTTP_BAD_REQUEST, "name[] is given too often; ask for the whole page\n");
+    struct snapshot *snapshot = wanted.given > 0 ? snapshot_acquire() : snapshot_acquire_page();
+    if (!snapshot)
+        return send_text(connection, MHD_HTTP_SERVICE_UNAVAILABLE, "no snapshot has been collected yet\n");
+    struct MHD_Response *response =
+        wanted.given > 0 ? named_page(snapshot, format, encoding, &wanted) : whole_page(snapshot, format, encoding);
+    if (!response)
+        return send_text(connection, MHD_HTTP_INTERNAL_SERVER_ERROR, "out of memory while rendering the page\n");
+    if (page_content_encoding(encoding))
+        (void)MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_ENCODING, page_content_encoding(encoding));
+    (void)MHD_add_response_header(response, MHD_HTTP_HEADER_VARY, "Accept, Accept-Encoding");
+    return send_response(connection, MHD_HTTP_OK, page_content_type(format), response);
 }
 
 static enum MHD_Result send_healthy(const struct http *http, struct MHD_Connection *connection)

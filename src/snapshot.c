@@ -11,21 +11,30 @@
 char rcu_grace_period;
 #endif
 
+struct page {
+    char *data; /* NULL: nobody asked yet */
+    size_t size;
+};
+
 struct snapshot {
     uint32_t magic;
     int references;
     struct layout *layout;
     struct value *values;
     uint64_t time_ns;
-    pthread_mutex_t render; /* guards page: whoever comes first renders, the others wait */
-    char *page;
-    size_t page_size;
+    pthread_mutex_t lock; /* guards pages: whoever comes first makes one, the others wait */
+    struct page pages[PAGE_RENDERINGS][PAGE_ENCODINGS];
 };
 
 static struct snapshot *newest;
 
+/* Snapshots that may have pages. A place is no reference: it is given up by who releases the last one, before the
+ * memory goes, so whoever holds the lock may look at what is in it. */
+static pthread_mutex_t generations_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct snapshot *generations[SNAPSHOT_GENERATIONS_MAX];
+
 static pthread_mutex_t durations_lock = PTHREAD_MUTEX_INITIALIZER;
-static struct self_durations durations;
+static struct self_durations render_durations[PAGE_RENDERINGS], compress_durations;
 
 struct snapshot *snapshot_new(struct layout *layout, struct value *values, uint64_t time_ns)
 {
@@ -38,7 +47,7 @@ struct snapshot *snapshot_new(struct layout *layout, struct value *values, uint6
     snapshot->layout = layout;
     snapshot->values = values;
     snapshot->time_ns = time_ns;
-    (void)pthread_mutex_init(&snapshot->render, NULL);
+    (void)pthread_mutex_init(&snapshot->lock, NULL);
     return snapshot;
 }
 
@@ -54,18 +63,95 @@ struct snapshot *snapshot_acquire(void)
     return snapshot;
 }
 
+/* ---- generations -------------------------------------------------------------------------------------------- */
+
+/* A reference to a snapshot that may be on its way out: false when its last one has gone. */
+static bool revive(struct snapshot *snapshot)
+{
+    int references = __atomic_load_n(&snapshot->references, __ATOMIC_RELAXED);
+
+    while (references > 0)
+        if (__atomic_compare_exchange_n(&snapshot->references, &references, references + 1, true, __ATOMIC_RELAXED,
+                                        __ATOMIC_RELAXED))
+            return true;
+    return false;
+}
+
+/* With the lock held: does it have a place, or get one? */
+static bool find_place(struct snapshot *snapshot)
+{
+    struct snapshot **empty = NULL;
+
+    for (unsigned i = 0; i < SNAPSHOT_GENERATIONS_MAX; i++) {
+        if (generations[i] == snapshot)
+            return true;
+        if (!generations[i])
+            empty = &generations[i];
+    }
+    if (empty)
+        *empty = snapshot;
+    return empty != NULL;
+}
+
+/* With the lock held: the newest that has a place, with a reference; NULL when all are on their way out. */
+static struct snapshot *newest_placed(void)
+{
+    uint64_t before_ns = UINT64_MAX;
+
+    for (;;) {
+        struct snapshot *best = NULL;
+        for (unsigned i = 0; i < SNAPSHOT_GENERATIONS_MAX; i++)
+            if (generations[i] && generations[i]->time_ns < before_ns &&
+                (!best || generations[i]->time_ns > best->time_ns))
+                best = generations[i];
+        if (!best || revive(best))
+            return best;
+        before_ns = best->time_ns;
+    }
+}
+
+struct snapshot *snapshot_acquire_page(void)
+{
+    struct snapshot *snapshot = snapshot_acquire(), *other = NULL;
+
+    if (!snapshot)
+        return NULL;
+    (void)pthread_mutex_lock(&generations_lock);
+    if (!find_place(snapshot))
+        other = newest_placed();
+    (void)pthread_mutex_unlock(&generations_lock);
+    if (!other)
+        return snapshot;
+    snapshot_release(snapshot);
+    return other;
+}
+
+static void give_place_up(const struct snapshot *snapshot)
+{
+    (void)pthread_mutex_lock(&generations_lock);
+    for (unsigned i = 0; i < SNAPSHOT_GENERATIONS_MAX; i++)
+        if (generations[i] == snapshot)
+            generations[i] = NULL;
+    (void)pthread_mutex_unlock(&generations_lock);
+}
+
 void snapshot_release(struct snapshot *snapshot)
 {
     /* Release what this thread did with it; the last one acquires what all others did. */
     if (!snapshot || __atomic_sub_fetch(&snapshot->references, 1, __ATOMIC_ACQ_REL) > 0)
         return;
+    give_place_up(snapshot);
     snapshot->magic = 0;
     layout_unref(snapshot->layout);
     free(snapshot->values);
-    free(snapshot->page);
-    (void)pthread_mutex_destroy(&snapshot->render);
+    for (unsigned r = 0; r < PAGE_RENDERINGS; r++)
+        for (unsigned e = 0; e < PAGE_ENCODINGS; e++)
+            free(snapshot->pages[r][e].data);
+    (void)pthread_mutex_destroy(&snapshot->lock);
     free(snapshot);
 }
+
+/* ---- publication --------------------------------------------------------------------------------------------- */
 
 void snapshot_publish(struct snapshot *snapshot)
 {
@@ -77,24 +163,80 @@ void snapshot_publish(struct snapshot *snapshot)
     snapshot_release(old);
 }
 
-int snapshot_page(struct snapshot *snapshot, const char **ret_data, size_t *ret_size)
-{
-    int error = 0;
+/* ---- pages --------------------------------------------------------------------------------------------------- */
 
-    (void)pthread_mutex_lock(&snapshot->render);
-    if (!snapshot->page) {
-        uint64_t begin_ns = wideep_i_clock_ns(CLOCK_MONOTONIC);
-        error = exposition_render(snapshot->layout, snapshot->values, &snapshot->page, &snapshot->page_size);
-        uint64_t took_ns = wideep_i_clock_ns(CLOCK_MONOTONIC) - begin_ns;
-        (void)pthread_mutex_lock(&durations_lock);
-        self_duration_observe(&durations, took_ns);
-        (void)pthread_mutex_unlock(&durations_lock);
-    }
+static void observe(struct self_durations *durations, uint64_t begin_ns)
+{
+    uint64_t took_ns = wideep_i_clock_ns(CLOCK_MONOTONIC) - begin_ns;
+
+    (void)pthread_mutex_lock(&durations_lock);
+    self_duration_observe(durations, took_ns);
+    (void)pthread_mutex_unlock(&durations_lock);
+}
+
+/* With the lock held: renders, or compresses what was rendered, unless that is done. */
+static int make_page(struct snapshot *snapshot, enum page_format rendering, enum page_encoding encoding)
+{
+    struct page *page = &snapshot->pages[rendering][encoding];
+    const struct page *plain = &snapshot->pages[rendering][PAGE_IDENTITY];
+    uint64_t begin_ns = wideep_i_clock_ns(CLOCK_MONOTONIC);
+    int error;
+
+    if (page->data)
+        return 0;
+    if (encoding == PAGE_GZIP)
+        error = page_gzip(plain->data, plain->size, &page->data, &page->size);
+    else
+        error = exposition_render(snapshot->layout, snapshot->values, rendering, NULL, &page->data, &page->size);
+    if (!error)
+        observe(encoding == PAGE_GZIP ? &compress_durations : &render_durations[rendering], begin_ns);
+    return error;
+}
+
+int snapshot_page(struct snapshot *snapshot, enum page_format format, enum page_encoding encoding,
+                  const char **ret_data, size_t *ret_size)
+{
+    const enum page_format rendering = page_rendering(format);
+    const struct page *page = &snapshot->pages[rendering][encoding];
+
+    (void)pthread_mutex_lock(&snapshot->lock);
+    int error = make_page(snapshot, rendering, PAGE_IDENTITY);
+    if (!error)
+        error = make_page(snapshot, rendering, encoding);
     if (!error) {
-        *ret_data = snapshot->page;
-        *ret_size = snapshot->page_size;
+        *ret_data = page->data;
+        *ret_size = page->size;
     }
-    (void)pthread_mutex_unlock(&snapshot->render);
+    (void)pthread_mutex_unlock(&snapshot->lock);
+    return error;
+}
+
+int snapshot_page_of(struct snapshot *snapshot, enum page_format format, enum page_encoding encoding,
+                     const char *const *names, unsigned count, char **ret, size_t *ret_size)
+{
+    const struct layout *layout = snapshot->layout;
+    bool *wanted = calloc(layout->family_count + 1, sizeof *wanted);
+    char *page;
+    size_t size;
+
+    if (!wanted)
+        return -ENOMEM;
+    for (unsigned i = 0; i < count; i++) {
+        int family = layout_find(layout, names[i]);
+        if (family >= 0)
+            wanted[family] = true;
+    }
+    int error = exposition_render(layout, snapshot->values, format, wanted, &page, &size);
+    free(wanted);
+    if (error)
+        return error;
+    if (encoding == PAGE_IDENTITY) {
+        *ret = page;
+        *ret_size = size;
+        return 0;
+    }
+    error = page_gzip(page, size, ret, ret_size);
+    free(page);
     return error;
 }
 
@@ -103,9 +245,10 @@ uint64_t snapshot_time_ns(const struct snapshot *snapshot)
     return snapshot->time_ns;
 }
 
-void snapshot_render_durations(struct self_durations *ret)
+void snapshot_durations(struct self_durations ret_render[PAGE_RENDERINGS], struct self_durations *ret_compress)
 {
     (void)pthread_mutex_lock(&durations_lock);
-    *ret = durations;
+    memcpy(ret_render, render_durations, sizeof render_durations);
+    *ret_compress = compress_durations;
     (void)pthread_mutex_unlock(&durations_lock);
 }

@@ -24,7 +24,7 @@ EXPORTER, SIM = str(BUILD / "wideep-exporter"), str(BUILD / "wideep-sim")
 JOINED = re.compile(r"wideep_eplb_(avg_tokens_total|max_tokens_total|passes_total|pass_balancedness\w*)\{")
 # What speaks of the exporter and not of a segment.
 OWN = re.compile(r"process_|wideep_(build_info|shm_directory_readable|segments|records|series_dropped|snapshot|collect|"
-                 r"render|http)")
+                 r"render|compress|http)")
 
 
 def wait_for(condition, seconds=60, pause=0.05):

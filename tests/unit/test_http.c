@@ -46,14 +46,35 @@ void snapshot_release(struct snapshot *snapshot)
         (void)__atomic_sub_fetch(&snapshot->references, 1, __ATOMIC_ACQ_REL);
 }
 
-int snapshot_page(struct snapshot *snapshot, const char **ret_data, size_t *ret_size)
+struct snapshot *snapshot_acquire_page(void)
+{
+    return snapshot_acquire();
+}
+
+int snapshot_page(struct snapshot *snapshot, enum page_format format, enum page_encoding encoding,
+                  const char **ret_data, size_t *ret_size)
 {
     (void)snapshot;
+    (void)format;
+    (void)encoding;
     if (fake_error)
         return fake_error;
     *ret_data = fake_page;
     *ret_size = fake_size;
     return 0;
+}
+
+int snapshot_page_of(struct snapshot *snapshot, enum page_format format, enum page_encoding encoding,
+                     const char *const *names, unsigned count, char **ret, size_t *ret_size)
+{
+    (void)snapshot;
+    (void)format;
+    (void)encoding;
+    (void)names;
+    (void)count;
+    *ret = calloc(1, 1);
+    *ret_size = 0;
+    return *ret ? 0 : -ENOMEM;
 }
 
 uint64_t snapshot_time_ns(const struct snapshot *snapshot)

@@ -1,0 +1,306 @@
+#include "layout.h"
+
+#include "text.h"
+
+#include <assert.h>
+
+/* ---- labels ------------------------------------------------------------------------------------------------- */
+
+static void buffer_label(struct buffer *buffer, char *separator, const char *name, const char *value)
+{
+    char escaped[2 * SEGMENT_MODEL_MAX + 1];
+
+    buffer_add(buffer, separator, 1);
+    *separator = ',';
+    buffer_text(buffer, name);
+    buffer_add(buffer, "=\"", 2);
+    buffer_add(buffer, escaped, text_escape_label(escaped, sizeof escaped, value, strlen(value)));
+    buffer_add(buffer, "\"", 1);
+}
+
+static void buffer_label_number(struct buffer *buffer, char *separator, const char *name, uint64_t value)
+{
+    char digits[TEXT_NUMBER_MAX + 1];
+
+    digits[text_u64(digits, value)] = 0;
+    buffer_label(buffer, separator, name, digits);
+}
+
+/* ---- layout ------------------------------------------------------------------------------------------------- */
+
+struct layout_making {
+    struct layout *layout;
+    const struct family_sources *sources;
+    bool instance_label;
+};
+
+/* Number of series that one visit of the walk stands for. */
+static size_t series_of(const struct family *family)
+{
+    return family->type == FAMILY_HISTOGRAM ? family->bound_count + 3u : 1u;
+}
+
+static void add_scope_labels(struct buffer *text, char *separator, const struct family *family,
+                             const struct family_at *at, bool instance_label)
+{
+    const struct engine *engine = at->engine;
+    const struct group *group = at->group;
+
+    if (family->scope == SCOPE_EXPORTER)
+        return;
+    if (instance_label)
+        buffer_label(text, separator, "wideep_instance", engine ? engine->instance : group->instance);
+    if (at->source)
+        buffer_label(text, separator, "model_name", at->source->segment->model[0]);
+    else if (family->scope != SCOPE_RANK)
+        buffer_label(text, separator, "model_name", group ? group->model : at->model ? at->model->name : engine->model);
+    if (engine)
+        buffer_label_number(text, separator, "engine", engine->number);
+    else if (group)
+        buffer_label_number(text, separator, family->scope == SCOPE_EXPERT ? "engine" : "group", group->label);
+    if (at->source && at->source->is_rank)
+        buffer_label(text, separator, "frontend", "rank");
+    else if (at->source)
+        buffer_label_number(text, separator, "frontend", at->source->segment->view.identity.rank);
+    if (family->scope == SCOPE_RANK)
+        buffer_label_number(text, separator, "rank", at->segment->view.identity.rank);
+    if (family->scope == SCOPE_ENGINE_LAYER || family->scope >= SCOPE_GROUP_LAYER)
+        buffer_label_number(text, separator, "layer", at->layer);
+    if (family->scope == SCOPE_GROUP_RANK)
+        buffer_label_number(text, separator, "ep_rank", at->ep_rank);
+    if (family->scope == SCOPE_EXPERT)
+        buffer_label_number(text, separator, "expert_id", at->expert);
+}
+
+static void add_series(struct layout_making *making, const struct family *family, const struct family_at *at,
+                       const char *suffix, const char *le)
+{
+    struct layout *layout = making->layout;
+    struct buffer *text = &layout->texts;
+    char separator = '{';
+
+    if (layout->series_count == layout->series_capacity) {
+        size_t capacity = layout->series_capacity ? 2 * layout->series_capacity : 1024;
+        struct layout_series *series = realloc(layout->series, capacity * sizeof *series);
+        if (!series) {
+            text->failed = true;
+            return;
+        }
+        layout->series = series;
+        layout->series_capacity = capacity;
+    }
+    struct layout_series *series = &layout->series[layout->series_count++];
+    series->offset = text->size;
+    buffer_text(text, family->name);
+    buffer_text(text, suffix);
+    add_scope_labels(text, &separator, family, at, making->instance_label);
+    if (family->labels[0].name)
+        buffer_label(text, &separator, family->labels[0].name, family->labels[0].values[at->i]);
+    if (family->labels[1].name)
+        buffer_label(text, &separator, family->labels[1].name, family->labels[1].values[at->j]);
+    for (size_t i = 0; i < FAMILY_FACTS_MAX && family->facts[i].name; i++)
+        buffer_label(text, &separator, family->facts[i].name, family->facts[i].get(making->sources));
+    if (le)
+        buffer_label(text, &separator, "le", le);
+    buffer_text(text, separator == '{' ? " " : "} ");
+    series->length = (uint32_t)(text->size - series->offset);
+}
+
+/* Asked in the same order when texts are made and when values are read, and answered alike. */
+static bool has_room(const struct layout *layout, size_t taken, const struct family *family)
+{
+    return taken + series_of(family) <= layout->limit + LAYOUT_ABSENT_MAX;
+}
+
+static void visit_layout(void *context, const struct family *family, const struct family_at *at)
+{
+    struct layout_making *making = context;
+    struct layout *layout = making->layout;
+
+    if (!has_room(layout, layout->series_count, family))
+        return;
+    if (layout->family_count == 0 || layout->families[layout->family_count - 1].family != family)
+        layout->families[layout->family_count++] = (struct layout_family){family, layout->series_count, 0};
+    if (family->type == FAMILY_HISTOGRAM) {
+        for (unsigned b = 0; b < family->bound_count; b++)
+            add_series(making, family, at, "_bucket", family->bounds[b]);
+        add_series(making, family, at, "_bucket", "+Inf");
+        add_series(making, family, at, "_sum", NULL);
+        add_series(making, family, at, "_count", NULL);
+    } else {
+        add_series(making, family, at, "", NULL);
+    }
+    layout->families[layout->family_count - 1].count += series_of(family);
+}
+
+static int compare_names(const void *a, const void *b, void *context)
+{
+    const struct layout_family *all = context;
+
+    return strcmp(all[*(const size_t *)a].family->name, all[*(const size_t *)b].family->name);
+}
+
+static void sort_names(struct layout *layout)
+{
+    for (size_t f = 0; f < layout->family_count; f++)
+        layout->by_name[f] = f;
+    qsort_r(layout->by_name, layout->family_count, sizeof *layout->by_name, compare_names, layout->families);
+}
+
+int layout_new(struct layout **ret, const struct family_sources *sources, uint64_t limit, bool instance_label)
+{
+    struct layout *layout = calloc(1, sizeof *layout);
+    struct layout_making making = {layout, sources, instance_label};
+
+    if (!layout)
+        return -ENOMEM;
+    layout->references = 1;
+    layout->limit = limit;
+    layout->families = calloc(family_count, sizeof *layout->families);
+    layout->by_name = calloc(family_count, sizeof *layout->by_name);
+    if (layout->families && layout->by_name) {
+        family_walk(sources, visit_layout, &making);
+        sort_names(layout);
+    }
+    if (!layout->families || !layout->by_name || layout->texts.failed) {
+        layout_unref(layout);
+        return -ENOMEM;
+    }
+    *ret = layout;
+    return 0;
+}
+
+struct layout *layout_ref(struct layout *layout)
+{
+    if (layout)
+        (void)__atomic_add_fetch(&layout->references, 1, __ATOMIC_RELAXED);
+    return layout;
+}
+
+void layout_unref(struct layout *layout)
+{
+    /* Release what this thread did with it; the last one acquires what all others did. */
+    if (!layout || __atomic_sub_fetch(&layout->references, 1, __ATOMIC_ACQ_REL) > 0)
+        return;
+    free(layout->series);
+    free(layout->families);
+    free(layout->by_name);
+    free(layout->texts.data);
+    free(layout);
+}
+
+size_t layout_series(const struct layout *layout)
+{
+    return layout->series_count;
+}
+
+/* ---- names -------------------------------------------------------------------------------------------------- */
+
+static const struct family *named(const struct layout *layout, size_t place)
+{
+    return layout->families[layout->by_name[place]].family;
+}
+
+/* By the first `length` bytes of `name` followed by `suffix`. Index or -ENOENT. */
+static int find_exactly(const struct layout *layout, const char *name, size_t length, const char *suffix)
+{
+    size_t low = 0, high = layout->family_count;
+
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        const char *other = named(layout, middle)->name;
+        int order = strncmp(other, name, length);
+        if (order == 0)
+            order = strcmp(other + length, suffix);
+        if (order == 0)
+            return (int)layout->by_name[middle];
+        if (order < 0)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return -ENOENT;
+}
+
+int layout_find(const struct layout *layout, const char *name)
+{
+    static const char *const samples[] = {"_bucket", "_sum", "_count"};
+    size_t length = strlen(name);
+    int found = find_exactly(layout, name, length, "");
+
+    if (found < 0) {
+        found = find_exactly(layout, name, length, "_total");
+        if (found >= 0 && layout->families[found].family->type != FAMILY_COUNTER)
+            found = -ENOENT;
+    }
+    for (size_t i = 0; found < 0 && i < sizeof samples / sizeof *samples; i++) {
+        size_t suffix = strlen(samples[i]);
+        if (length <= suffix || strcmp(name + length - suffix, samples[i]) != 0)
+            continue;
+        found = find_exactly(layout, name, length - suffix, "");
+        if (found >= 0 && layout->families[found].family->type != FAMILY_HISTOGRAM)
+            found = -ENOENT;
+    }
+    return found;
+}
+
+/* ---- values ------------------------------------------------------------------------------------------------- */
+
+struct value_reading {
+    const struct layout *layout;
+    const struct family_sources *sources;
+    struct value *values;
+    size_t next;
+    uint64_t shown, dropped;
+};
+
+/* A histogram's values in the order of its series: absent all together or not at all. */
+static void read_histogram(const struct value_reading *reading, const struct family *family, const struct family_at *at,
+                           struct value *ret)
+{
+    struct family_histogram histogram;
+    bool served = family->histogram(reading->sources, at, &histogram);
+    uint64_t cumulative = 0;
+
+    for (unsigned b = 0; b <= family->bound_count; b++) {
+        cumulative += served ? histogram.bucket[b] : 0;
+        *ret++ = (struct value){cumulative, served ? VALUE_U64 : VALUE_ABSENT};
+    }
+    *ret++ = served ? histogram.sum : (struct value){0, VALUE_ABSENT};
+    *ret = (struct value){cumulative, served ? VALUE_U64 : VALUE_ABSENT};
+}
+
+static void visit_values(void *context, const struct family *family, const struct family_at *at)
+{
+    struct value_reading *reading = context;
+    const struct layout *layout = reading->layout;
+    struct value beside[FAMILY_BUCKETS_MAX + 2];
+    const size_t n = series_of(family);
+    const bool laid_out = has_room(layout, reading->next, family);
+    struct value *values = laid_out ? reading->values + reading->next : beside;
+
+    if (laid_out)
+        reading->next += n;
+    if (family->type == FAMILY_HISTOGRAM)
+        read_histogram(reading, family, at, values);
+    else
+        *values = family->get(reading->sources, at);
+    if (values->kind == VALUE_ABSENT)
+        return;
+    if (laid_out && (family->scope == SCOPE_EXPORTER || reading->shown + n <= layout->limit)) {
+        reading->shown += n;
+        return;
+    }
+    reading->dropped += n;
+    for (size_t i = 0; i < n; i++)
+        values[i].kind = VALUE_ABSENT;
+}
+
+uint64_t layout_read_values(const struct layout *layout, const struct family_sources *sources, struct value *ret)
+{
+    struct value_reading reading = {layout, sources, ret, 0, 0, 0};
+
+    family_walk(sources, visit_values, &reading);
+    assert(reading.next == layout->series_count);
+    return reading.dropped;
+}
