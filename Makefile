@@ -98,7 +98,7 @@ NO_COMPILE := help clean format deps deps-test deps-lint check check-ci check-al
 	uninstall
 ifneq ($(filter-out $(NO_COMPILE),$(or $(MAKECMDGOALS),all)),)
 
-PKGS := libmicrohttpd liburcu-bp gnutls yaml-0.1 libcrypt libdeflate libprotobuf-c
+PKGS := libmicrohttpd liburcu-bp gnutls jansson libsystemd yaml-0.1 libcrypt libdeflate libprotobuf-c
 PKGS_FOUND := $(shell $(PKG_CONFIG) --exists $(PKGS) 2>/dev/null && echo yes)
 PKG_CFLAGS := $(shell $(PKG_CONFIG) --cflags $(PKGS) 2>/dev/null)
 PKG_LIBS := $(shell $(PKG_CONFIG) --libs $(PKGS) 2>/dev/null)

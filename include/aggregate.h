@@ -57,6 +57,16 @@ struct engine {
     struct engine *next;
 };
 
+/* A set of MoE layers, bit by bit. */
+struct layer_set {
+    uint64_t words[WIDEEP_MAX_LAYERS / 64];
+};
+
+static inline bool layer_set_has(const struct layer_set *set, uint32_t layer)
+{
+    return set->words[layer / 64] >> layer % 64 & 1;
+}
+
 struct aggregate {
     struct aggregate_config config;
     struct segment_set *set; /* borrowed */
@@ -66,6 +76,7 @@ struct aggregate {
     struct group *groups;
     struct engine *engines; /* in the order of instance and number */
     bool experts_wanted;
+    struct layer_set expert_layers; /* whose per-expert loads are served, while they are wanted */
     uint64_t now_ns;
     uint64_t generation; /* moves whenever the set of series may have changed */
     uint64_t set_generation;
@@ -78,6 +89,9 @@ void aggregate_free(struct aggregate *aggregate);
 /* One collection after segment_set_scan(); reaps what the scan retired. `experts_wanted`: keep per-expert loads.
  * Returns 0, or -ENOMEM with some figures not renewed. */
 int aggregate_collect(struct aggregate *aggregate, bool experts_wanted, uint64_t now_ns);
+
+/* Serves per-expert loads of these layers alone from the next collection on; at first it is all of them. */
+void aggregate_select_layers(struct aggregate *aggregate, const struct layer_set *layers);
 
 /* Is a rearrangement under way on any live rank of the engine? Outputs may be NULL: whether one blocks, and since when
  * (CLOCK_BOOTTIME, 0: none). */

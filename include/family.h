@@ -70,9 +70,30 @@ struct self_durations {
 
 void self_duration_observe(struct self_durations *durations, uint64_t duration_ns);
 
-/* What the exporter knows of itself, gathered by the collector before each walk. */
-#define SELF_CODES 7
+/* Label values of the HTTP server's own metrics; the last of each stands for all that is not listed. */
+#define SELF_CODES    10
+#define SELF_HANDLERS 9
 extern const char *const self_codes[SELF_CODES];
+extern const char *const self_handlers[SELF_HANDLERS];
+
+/* Why a connection was cut off; the index into self_cuts. */
+enum http_cut { HTTP_CUT_SENDER, HTTP_CUT_READER, HTTP_CUT_IDLE, HTTP_CUT_EVICTED, HTTP_CUTS };
+extern const char *const self_cuts[HTTP_CUTS];
+
+/* What the HTTP server counts, since the start of the process. */
+struct http_stats {
+    uint64_t requests[SELF_HANDLERS][SELF_CODES];
+    uint64_t response_bytes;     /* of bodies, before TLS */
+    uint64_t in_flight;          /* requests being answered */
+    uint64_t connections;        /* open now */
+    uint64_t accepted;           /* connections */
+    uint64_t cut[HTTP_CUTS];     /* connections */
+    uint64_t out_of_descriptors; /* times that a connection could not be accepted for want of them */
+    uint64_t reload_failures;    /* web configurations that could not be used */
+    bool reload_successful;      /* the newest web configuration is in use */
+};
+
+/* What the exporter knows of itself, gathered by the collector before each walk. */
 
 struct self_stats {
     const char *version, *commit;
@@ -81,8 +102,7 @@ struct self_stats {
     uint64_t series_dropped;
     uint32_t segments[SEGMENT_STATES][SEGMENT_REASONS];
     struct self_durations collect, render[PAGE_RENDERINGS], compress;
-    uint64_t http_requests[SELF_CODES];
-    uint64_t http_in_flight;
+    struct http_stats http;
     uint64_t cpu_ns, resident_bytes, virtual_bytes, virtual_max_bytes, open_fds, max_fds;
     double start_time_seconds;
 };

@@ -26,6 +26,7 @@ struct options {
     char telemetry_path[OPTIONS_TEXT_MAX];
     char web_config_file[OPTIONS_TEXT_MAX]; /* "": none */
     uint64_t web_config_check;
+    uint64_t max_requests; /* 0: any number */
     uint64_t collect_interval_ns, eplb_window_ns, throughput_interval_ns;
     uint64_t debug_duration_ns, debug_max_duration_ns;
     uint64_t engine_label; /* enum aggregate_engine_label */
@@ -33,7 +34,8 @@ struct options {
     uint64_t series_limit;
     uint64_t log_level;  /* enum log_level */
     uint64_t log_format; /* enum log_format */
-    uint64_t version, help;
+    uint64_t systemd_socket, admin_api;
+    uint64_t healthcheck, version, help;
 };
 
 /* Returns 0, or -EINVAL with one line in `error` that says which flag or variable, what was wrong, and what is allowed.
@@ -42,6 +44,10 @@ int options_parse(struct options *ret, int argc, char *const *argv, char *error,
 
 /* Logs each variable of the environment that is none of ours but nearly so, with the one it was meant to be. */
 void options_warn_misspelt(char *const *environment);
+
+/* A duration as Go and Prometheus write it: 250ms, 10s, 1m30s, 1h, or a bare 0. False for anything else, and for what
+ * is too long for 64 bits. Any thread. */
+bool options_parse_duration(const char *text, uint64_t *ret_ns);
 
 void options_print_help(FILE *file);
 

@@ -119,6 +119,11 @@ void segment_set_reap(struct segment_set *set);
 /* Refuses an attached segment for a reason that only the caller can know; 0 takes it back. */
 void segment_refuse(struct segment_set *set, struct segment *segment, unsigned reason);
 
+/* The state that a scan would find now, by what the kernel says of the lock; changes nothing. One system call for a
+ * live segment. A segment that is not LIVE, or LIVE with its lock lost, is as the newest scan left it. Scanning thread.
+ */
+enum segment_state segment_probe(const struct segment_set *set, const struct segment *segment);
+
 /* Files of each state and reason, for wideep_segments. */
 void segment_set_count(const struct segment_set *set, uint32_t ret[SEGMENT_STATES][SEGMENT_REASONS]);
 

@@ -15,6 +15,7 @@ int aggregate_new(struct aggregate **ret, const struct aggregate_config *config,
     aggregate->set = set;
     aggregate->set_generation = UINT64_MAX;
     aggregate->join_memory.limit = JOIN_MEMORY_MAX;
+    memset(&aggregate->expert_layers, 0xff, sizeof aggregate->expert_layers);
     if (ring_drain_new(&aggregate->drain) != 0) {
         free(aggregate);
         return -ENOMEM;
@@ -457,6 +458,14 @@ static void update_rates(const struct aggregate *aggregate, struct engine *engin
     engine->rate_since_ns = aggregate->now_ns;
     engine->prompt_tokens = prompt;
     engine->generation_tokens = generation;
+}
+
+void aggregate_select_layers(struct aggregate *aggregate, const struct layer_set *layers)
+{
+    if (memcmp(&aggregate->expert_layers, layers, sizeof *layers) == 0)
+        return;
+    aggregate->expert_layers = *layers;
+    aggregate->generation++;
 }
 
 /* ---- one collection ----------------------------------------------------------------------------------------- */

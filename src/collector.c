@@ -17,29 +17,27 @@ struct collector {
     uint64_t layout_generation;
     uint64_t warned_generation; /* of the layout whose dropped series were logged */
     struct self_stats self;
-    uint64_t debug_until_ns; /* CLOCK_BOOTTIME; 0: per-expert series are off */
-    bool others_reported;    /* until none of another instance is left */
+    bool others_reported; /* until none of another instance is left */
+    uint64_t turns;       /* atomic */
     pthread_t thread;
-    pthread_mutex_t lock; /* guards stop */
+    pthread_mutex_t lock; /* guards what follows */
     pthread_cond_t wake;
     bool stop;
+    struct collector_debug debug;
 };
 
 static void gather_self(struct collector *collector)
 {
     struct self_stats *self = &collector->self;
-    struct http_stats http;
     struct process_stats process;
 
-    http_stats(&http);
+    http_stats(&self->http);
     process_stats(&process);
     snapshot_durations(self->render, &self->compress);
     segment_set_count(collector->set, self->segments);
     uint64_t realtime_ms = wideep_i_clock_ns(CLOCK_REALTIME) / 1000000;
     self->snapshot_unix_ms = realtime_ms;
     self->realtime_offset_ms = (int64_t)realtime_ms - (int64_t)(wideep_i_clock_ns(CLOCK_BOOTTIME) / 1000000);
-    memcpy(self->http_requests, http.requests, sizeof self->http_requests);
-    self->http_in_flight = http.in_flight;
     self->cpu_ns = process.cpu_ns;
     self->resident_bytes = process.resident_bytes;
     self->virtual_bytes = process.virtual_bytes;
@@ -112,49 +110,115 @@ static void report_others(struct collector *collector)
              "count", count, "advice", "give --shm.instance the engine's WIDEEP_INSTANCE, or * for all", NULL);
 }
 
+/* The wish as it stands now; one that has run out is taken back. */
+static struct collector_debug current_debug(struct collector *collector, uint64_t now_ns)
+{
+    (void)pthread_mutex_lock(&collector->lock);
+    bool ended = collector->debug.on && now_ns >= collector->debug.until_ns;
+    if (ended)
+        collector->debug.on = false;
+    struct collector_debug debug = collector->debug;
+    (void)pthread_mutex_unlock(&collector->lock);
+    if (ended)
+        log_info("per-expert series ended", NULL, NULL);
+    return debug;
+}
+
+static int copy_live(struct collector *collector)
+{
+    return collector->config.lb
+               ? lb_update(collector->config.lb, collector->aggregate, wideep_i_clock_ns(CLOCK_BOOTTIME))
+               : 0;
+}
+
+static int publish_state(struct collector *collector)
+{
+    const struct family_sources sources = {collector->aggregate, &collector->self};
+
+    return collector->config.state ? state_publish(collector->config.state, &sources, collector->config.lb) : 0;
+}
+
 static void collect(struct collector *collector)
 {
     uint64_t begin_ns = wideep_i_clock_ns(CLOCK_MONOTONIC), now_ns = wideep_i_clock_ns(CLOCK_BOOTTIME);
+    struct collector_debug debug = current_debug(collector, now_ns);
 
-    if (collector->debug_until_ns != 0 && now_ns >= collector->debug_until_ns) {
-        collector->debug_until_ns = 0;
-        log_info("per-expert series ended", NULL, NULL);
-    }
     segment_set_scan(collector->set, now_ns);
     report_others(collector);
-    int error = aggregate_collect(collector->aggregate, collector->debug_until_ns != 0, now_ns);
+    if (debug.on)
+        aggregate_select_layers(collector->aggregate, &debug.layers);
+    int error = aggregate_collect(collector->aggregate, debug.on, now_ns);
     int failed = publish(collector, now_ns);
+    /* The board is a load balancer's only news: it does not depend on the page. */
+    int stale = copy_live(collector);
+    failed = failed ? failed : stale ? stale : publish_state(collector);
     self_duration_observe(&collector->self.collect, wideep_i_clock_ns(CLOCK_MONOTONIC) - begin_ns);
     if (error || failed)
         log_error("a collection is incomplete", "error", strerror(error ? -error : -failed), NULL);
 }
 
+/* Waits for a point of CLOCK_MONOTONIC, or the end. Returns false at the end. */
+static bool wait_until(struct collector *collector, uint64_t time_ns)
+{
+    const struct timespec until = {(time_t)(time_ns / 1000000000u), (long)(time_ns % 1000000000u)};
+
+    (void)pthread_mutex_lock(&collector->lock);
+    while (!collector->stop && pthread_cond_timedwait(&collector->wake, &collector->lock, &until) != ETIMEDOUT)
+        ;
+    bool stop = collector->stop;
+    (void)pthread_mutex_unlock(&collector->lock);
+    return !stop;
+}
+
+/* One period after `last_ns`; after a suspension, or work that took longer than the period, on from now rather than
+ * catch up. */
+static uint64_t next_turn(uint64_t last_ns, uint64_t period_ns)
+{
+    uint64_t now_ns = wideep_i_clock_ns(CLOCK_MONOTONIC);
+
+    return last_ns + period_ns > now_ns ? last_ns + period_ns : now_ns;
+}
+
 static void *collector_main(void *argument)
 {
     struct collector *collector = argument;
-    struct timespec next;
+    uint64_t collect_ns = next_turn(wideep_i_clock_ns(CLOCK_MONOTONIC), collector->config.interval_ns);
+    uint64_t live_ns = next_turn(wideep_i_clock_ns(CLOCK_MONOTONIC), COLLECTOR_LIVE_NS);
 
-    (void)clock_gettime(CLOCK_MONOTONIC, &next);
-    (void)pthread_mutex_lock(&collector->lock);
-    while (!collector->stop) {
-        struct timespec now;
-        uint64_t next_ns = (uint64_t)next.tv_nsec + collector->config.interval_ns;
-        next.tv_sec += (time_t)(next_ns / 1000000000u);
-        next.tv_nsec = (long)(next_ns % 1000000000u);
-        (void)clock_gettime(CLOCK_MONOTONIC, &now);
-        /* After a suspension, go on from now rather than catch up. */
-        if (now.tv_sec > next.tv_sec)
-            next = now;
-        while (!collector->stop && pthread_cond_timedwait(&collector->wake, &collector->lock, &next) != ETIMEDOUT)
-            ;
-        if (collector->stop)
-            break;
-        (void)pthread_mutex_unlock(&collector->lock);
-        collect(collector);
-        (void)pthread_mutex_lock(&collector->lock);
+    while (wait_until(collector, collect_ns < live_ns ? collect_ns : live_ns)) {
+        if (collect_ns <= live_ns) {
+            collect(collector);
+            collect_ns = next_turn(collect_ns, collector->config.interval_ns);
+        } else {
+            /* Without memory the board stays as it is; handlers see its age. */
+            (void)copy_live(collector);
+        }
+        live_ns = next_turn(live_ns, COLLECTOR_LIVE_NS);
+        (void)__atomic_add_fetch(&collector->turns, 1, __ATOMIC_RELAXED);
     }
-    (void)pthread_mutex_unlock(&collector->lock);
     return NULL;
+}
+
+void collector_set_debug(struct collector *collector, const struct collector_debug *debug)
+{
+    (void)pthread_mutex_lock(&collector->lock);
+    collector->debug = *debug;
+    (void)pthread_mutex_unlock(&collector->lock);
+}
+
+void collector_get_debug(struct collector *collector, struct collector_debug *ret)
+{
+    uint64_t now_ns = wideep_i_clock_ns(CLOCK_BOOTTIME);
+
+    (void)pthread_mutex_lock(&collector->lock);
+    *ret = collector->debug;
+    (void)pthread_mutex_unlock(&collector->lock);
+    ret->on = ret->on && now_ns < ret->until_ns;
+}
+
+uint64_t collector_turns(const struct collector *collector)
+{
+    return __atomic_load_n(&collector->turns, __ATOMIC_RELAXED);
 }
 
 static void collector_free(struct collector *collector)
@@ -178,7 +242,9 @@ int collector_start(struct collector **ret, const struct collector_config *confi
     collector->config = *config;
     collector->self.version = config->version;
     collector->self.commit = config->commit;
-    collector->debug_until_ns = config->debug_ns != 0 ? now_ns + config->debug_ns : 0;
+    collector->debug = (struct collector_debug){
+        .on = config->debug_ns != 0, .until_ns = now_ns + config->debug_ns, .who = "--debug.per-expert"};
+    memset(&collector->debug.layers, 0xff, sizeof collector->debug.layers);
     (void)pthread_mutex_init(&collector->lock, NULL);
     (void)pthread_condattr_init(&attributes);
     (void)pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
@@ -195,6 +261,8 @@ int collector_start(struct collector **ret, const struct collector_config *confi
             log_info("waiting for segments", "directory", config->segments.directory, "instance",
                      config->segments.instance ? config->segments.instance : "*", NULL);
         error = -pthread_create(&collector->thread, NULL, collector_main, collector);
+        if (!error)
+            (void)pthread_setname_np(collector->thread, "collector"); /* for ps and debuggers */
     }
     if (error) {
         snapshot_publish(NULL);

@@ -56,7 +56,10 @@ static const char *const reasons[SEGMENT_REASONS] = {"ok",
                                                      "over_limit",
                                                      "other_instance",
                                                      "lock_lost"};
-const char *const self_codes[SELF_CODES] = {"200", "400", "404", "405", "500", "503", "other"};
+const char *const self_codes[SELF_CODES] = {"200", "400", "401", "403", "404", "405", "413", "500", "503", "other"};
+const char *const self_handlers[SELF_HANDLERS] = {"metrics",    "healthy", "ready", "landing", "lb",
+                                                  "lb_metrics", "state",   "debug", "other"};
+const char *const self_cuts[HTTP_CUTS] = {"slow_sender", "slow_reader", "idle", "evicted"};
 
 static const char *const ubatch_bounds[] = {"1.0",   "2.0",   "4.0",   "8.0",    "16.0",   "32.0",   "64.0",
                                             "128.0", "256.0", "512.0", "1024.0", "2048.0", "4096.0", "8192.0"};
@@ -434,15 +437,63 @@ static struct value self_snapshot(const struct family_sources *s, const struct f
     return number((double)s->self->snapshot_unix_ms / 1000);
 }
 
+/* Most pairs of handler and code never happen. Those that alerts are made of are there from the start. */
 static struct value self_http(const struct family_sources *s, const struct family_at *at)
 {
-    return count(s->self->http_requests[at->i]);
+    static const char *const expected[] = {"200", "500", "503"};
+    uint64_t requests = s->self->http.requests[at->i][at->j];
+    bool serve = requests > 0;
+
+    for (unsigned i = 0; i < COUNT(expected) && at->i == 0; i++)
+        serve = serve || strcmp(self_codes[at->j], expected[i]) == 0;
+    return serve ? count(requests) : (struct value){0, VALUE_ABSENT};
 }
 
 static struct value self_in_flight(const struct family_sources *s, const struct family_at *at)
 {
     (void)at;
-    return count(s->self->http_in_flight);
+    return count(s->self->http.in_flight);
+}
+
+static struct value self_response_bytes(const struct family_sources *s, const struct family_at *at)
+{
+    (void)at;
+    return count(s->self->http.response_bytes);
+}
+
+static struct value self_connections(const struct family_sources *s, const struct family_at *at)
+{
+    (void)at;
+    return count(s->self->http.connections);
+}
+
+static struct value self_accepted(const struct family_sources *s, const struct family_at *at)
+{
+    (void)at;
+    return count(s->self->http.accepted);
+}
+
+static struct value self_cut(const struct family_sources *s, const struct family_at *at)
+{
+    return count(s->self->http.cut[at->i]);
+}
+
+static struct value self_out_of_descriptors(const struct family_sources *s, const struct family_at *at)
+{
+    (void)at;
+    return count(s->self->http.out_of_descriptors);
+}
+
+static struct value self_web_config(const struct family_sources *s, const struct family_at *at)
+{
+    (void)at;
+    return count(s->self->http.reload_successful);
+}
+
+static struct value self_web_config_failures(const struct family_sources *s, const struct family_at *at)
+{
+    (void)at;
+    return count(s->self->http.reload_failures);
 }
 
 static struct value self_build(const struct family_sources *s, const struct family_at *at)
@@ -555,11 +606,30 @@ const struct family families[] = {
     {"wideep_http_requests_total",
      FAMILY_COUNTER,
      SCOPE_EXPORTER,
-     "HTTP requests by status code.",
-     {LABEL("code", self_codes)},
+     "HTTP requests by what answered them and the status code.",
+     {LABEL("handler", self_handlers), LABEL("code", self_codes)},
      .get = self_http},
     {"wideep_http_requests_in_flight", FAMILY_GAUGE, SCOPE_EXPORTER, "HTTP requests being answered.",
      .get = self_in_flight},
+    {"wideep_http_response_bytes_total", FAMILY_COUNTER, SCOPE_EXPORTER,
+     "Bytes of the bodies of HTTP responses, as compressed and before encryption.", .get = self_response_bytes},
+    {"wideep_http_connections", FAMILY_GAUGE, SCOPE_EXPORTER, "Connections that are open.", .get = self_connections},
+    {"wideep_http_connections_accepted_total", FAMILY_COUNTER, SCOPE_EXPORTER, "Connections that were accepted.",
+     .get = self_accepted},
+    {"wideep_http_connections_cut_total",
+     FAMILY_COUNTER,
+     SCOPE_EXPORTER,
+     "Connections cut off: a request or a response took too long, nothing was asked for long, or others needed the room.",
+     {LABEL("cause", self_cuts)},
+     .get = self_cut},
+    {"wideep_http_out_of_descriptors_total", FAMILY_COUNTER, SCOPE_EXPORTER,
+     "Times that no connection could be accepted for want of file descriptors or memory.",
+     .get = self_out_of_descriptors},
+    {"wideep_web_config_reload_successful", FAMILY_GAUGE, SCOPE_EXPORTER,
+     "Whether the newest web configuration is in use (1), or one before it because it is faulty (0).",
+     .get = self_web_config},
+    {"wideep_web_config_reload_failures_total", FAMILY_COUNTER, SCOPE_EXPORTER,
+     "Web configurations that were faulty and not used.", .get = self_web_config_failures},
     {"process_cpu_seconds_total", FAMILY_COUNTER, SCOPE_EXPORTER, "Total user and system CPU time spent in seconds.",
      .get = process_cpu},
     {"process_open_fds", FAMILY_GAUGE, SCOPE_EXPORTER, "Number of open file descriptors.", .get = process_open_fds},
@@ -742,17 +812,21 @@ static void walk_engine(const struct family *family, const struct engine *engine
     }
 }
 
-static void walk_group(const struct family *family, const struct group *group, visit_fn *visit, void *context)
+static void walk_group(const struct family *family, const struct aggregate *aggregate, const struct group *group,
+                       visit_fn *visit, void *context)
 {
     struct family_at at = {.group = group};
     uint32_t layers = family->scope == SCOPE_GROUP ? 1 : group->layers;
     uint32_t ranks = family->scope == SCOPE_GROUP_RANK ? group->ep_size : 1;
     uint32_t experts = family->scope == SCOPE_EXPERT ? group->experts : 1;
 
-    for (at.layer = 0; at.layer < layers; at.layer++)
+    for (at.layer = 0; at.layer < layers; at.layer++) {
+        if (family->scope == SCOPE_EXPERT && !layer_set_has(&aggregate->expert_layers, at.layer))
+            continue;
         for (at.ep_rank = 0; at.ep_rank < ranks; at.ep_rank++)
             for (at.expert = 0; at.expert < experts; at.expert++)
                 walk_labels(family, &at, visit, context);
+    }
 }
 
 void family_walk(const struct family_sources *sources, visit_fn *visit, void *context)
@@ -769,7 +843,7 @@ void family_walk(const struct family_sources *sources, visit_fn *visit, void *co
                 continue;
             for (const struct group *group = aggregate->groups; group; group = group->next)
                 if (!group->hidden)
-                    walk_group(family, group, visit, context);
+                    walk_group(family, aggregate, group, visit, context);
         } else {
             for (const struct engine *engine = aggregate->engines; engine; engine = engine->next)
                 walk_engine(family, engine, visit, context);

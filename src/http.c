@@ -1,68 +1,184 @@
 #include "http.h"
 
 #include "accept.h"
+#include "http_internal.h"
 #include "log.h"
 #include "snapshot.h"
 
-#include <microhttpd.h>
-#include <netinet/in.h>
-#include <sys/socket.h>
+#include <gnutls/gnutls.h>
+#include <netdb.h>
 
-#define CONNECTIONS_MAX 512
-#define IDLE_SECONDS    30
-#define THREADS         2
-#define DRAIN_MS        1000
-#define DRAIN_STEP_MS   10
-#define NAMES_MAX       2048
+/* Bodies are of no use to anything here, but clients may send small ones. */
+#define BODY_MAX (64u << 10)
 
-struct http {
-    struct http_config config;
-    struct MHD_Daemon *daemons[HTTP_SOCKETS_MAX];
-    uint64_t started_ns; /* CLOCK_BOOTTIME */
-    char landing[2048];
+/* Of one request; what its memory holds is less. */
+#define NAMES_MAX 2048
+
+#define TEXT_PLAIN "text/plain; charset=utf-8"
+
+/* What belongs to a connection; the library's socket context. Each connection is served by one thread. */
+struct client {
+    struct server *server;
+    struct connection *connection;
+    bool verified; /* its certificate has been looked at and is good */
+    /* of the request under way */
+    bool limited;
+    uint64_t body_bytes;
+    struct auth_task task; /* while its password is checked, for which the connection is suspended */
+    struct web *task_web;
+    char *task_user, *task_password; /* the library's memory; NULL: none */
+    enum auth_verdict verdict;
+    struct MHD_Connection *suspended;
 };
 
-static uint64_t requests[SELF_CODES];
-static uint64_t in_flight;
+/* A request that is whole, while a handler answers it. */
+struct exchange {
+    struct http *http;
+    struct server *server;
+    struct client *client;
+    struct MHD_Connection *connection;
+    struct web *web;                 /* the newest */
+    const struct web_config *config; /* its; NULL: none */
+    const struct route *route;
+    const char *method, *path;
+    char *user; /* NULL: none was asked for */
+};
 
-void http_stats(struct http_stats *ret)
+static uint64_t requests[SELF_HANDLERS][SELF_CODES];
+static uint64_t in_flight, response_bytes;
+
+/* ---- statistics --------------------------------------------------------------------------------------------- */
+
+void http_request_stats(struct http_stats *ret)
 {
-    for (unsigned i = 0; i < SELF_CODES; i++)
-        ret->requests[i] = __atomic_load_n(&requests[i], __ATOMIC_RELAXED);
-    ret->in_flight = __atomic_load_n(&in_flight, __ATOMIC_RELAXED);
+    for (unsigned handler = 0; handler < SELF_HANDLERS; handler++)
+        for (unsigned code = 0; code < SELF_CODES; code++)
+            ret->requests[handler][code] = __atomic_load_n(&requests[handler][code], __ATOMIC_RELAXED);
+    ret->in_flight = http_in_flight();
+    ret->response_bytes = __atomic_load_n(&response_bytes, __ATOMIC_RELAXED);
 }
 
-static void count_code(unsigned code)
+uint64_t http_in_flight(void)
 {
-    char text[16];
+    return __atomic_load_n(&in_flight, __ATOMIC_RELAXED);
+}
+
+/* The index of a label value, or the last for what is not listed. */
+static unsigned index_of(const char *const *values, unsigned count, const char *value)
+{
     unsigned i = 0;
 
-    (void)snprintf(text, sizeof text, "%u", code);
-    while (i < SELF_CODES - 1 && strcmp(self_codes[i], text) != 0)
+    while (i < count - 1 && strcmp(values[i], value) != 0)
         i++;
-    (void)__atomic_add_fetch(&requests[i], 1, __ATOMIC_RELAXED);
+    return i;
+}
+
+static void count_response(const char *handler, unsigned code, size_t bytes)
+{
+    char text[16];
+
+    (void)snprintf(text, sizeof text, "%u", code);
+    (void)__atomic_add_fetch(
+        &requests[index_of(self_handlers, SELF_HANDLERS, handler)][index_of(self_codes, SELF_CODES, text)], 1,
+        __ATOMIC_RELAXED);
+    (void)__atomic_add_fetch(&response_bytes, bytes, __ATOMIC_RELAXED);
+}
+
+/* ---- routes ------------------------------------------------------------------------------------------------- */
+
+struct route {
+    const char *path; /* NULL: the telemetry path */
+    const char *handler;
+    unsigned methods;
+    bool limited;
+    enum MHD_Result (*send)(struct exchange *exchange); /* NULL: `other` */
+    const struct http_route *other;
+};
+
+static enum MHD_Result send_metrics(struct exchange *exchange);
+static enum MHD_Result send_healthy(struct exchange *exchange);
+static enum MHD_Result send_ready(struct exchange *exchange);
+static enum MHD_Result send_landing(struct exchange *exchange);
+
+static const struct route built_in[] = {
+    {NULL, "metrics", HTTP_GET, true, send_metrics, NULL},
+    {"/-/healthy", "healthy", HTTP_GET, false, send_healthy, NULL},
+    {"/-/ready", "ready", HTTP_GET, false, send_ready, NULL},
+    {"/", "landing", HTTP_GET, false, send_landing, NULL},
+};
+
+/* Returns false when there is none. */
+static bool find_route(const struct http *http, const char *path, struct route *ret)
+{
+    for (size_t i = 0; i < sizeof built_in / sizeof *built_in; i++)
+        if (strcmp(path, built_in[i].path ? built_in[i].path : http->config.telemetry_path) == 0) {
+            *ret = built_in[i];
+            return true;
+        }
+    for (unsigned i = 0; i < http->config.route_count; i++) {
+        const struct http_route *route = &http->config.routes[i];
+        if (route->prefix ? strncmp(path, route->path, strlen(route->path)) != 0 : strcmp(path, route->path) != 0)
+            continue;
+        *ret = (struct route){route->path, route->handler, route->methods, route->limited, NULL, route};
+        return true;
+    }
+    return false;
+}
+
+static unsigned method_bit(const char *method)
+{
+    static const struct {
+        const char *name;
+        unsigned bit;
+    } methods[] = {{"GET", HTTP_GET}, {"HEAD", HTTP_GET}, {"POST", HTTP_POST}, {"DELETE", HTTP_DELETE}};
+
+    for (size_t i = 0; i < sizeof methods / sizeof *methods; i++)
+        if (strcmp(method, methods[i].name) == 0)
+            return methods[i].bit;
+    return 0;
 }
 
 /* ---- responses ---------------------------------------------------------------------------------------------- */
 
-static enum MHD_Result send_response(struct MHD_Connection *connection, unsigned code, const char *content_type,
-                                     struct MHD_Response *response)
+static enum MHD_Result send_response(struct exchange *exchange, unsigned code, const char *content_type,
+                                     struct MHD_Response *response, size_t size)
 {
     if (!response)
         return MHD_NO;
     (void)MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE, content_type);
-    enum MHD_Result result = MHD_queue_response(connection, code, response);
+    for (unsigned i = 0; exchange->config && i < exchange->config->header_count; i++)
+        (void)MHD_add_response_header(response, exchange->config->headers[i].name, exchange->config->headers[i].value);
+    if (__atomic_load_n(&exchange->server->retired, __ATOMIC_RELAXED))
+        (void)MHD_add_response_header(response, MHD_HTTP_HEADER_CONNECTION, "close");
+    connection_answers(exchange->http->connections, exchange->client->connection, wideep_i_clock_ns(CLOCK_MONOTONIC));
+    enum MHD_Result result = MHD_queue_response(exchange->connection, code, response);
     MHD_destroy_response(response);
-    count_code(code);
+    count_response(exchange->route ? exchange->route->handler : "other", code,
+                   strcmp(exchange->method, MHD_HTTP_METHOD_HEAD) == 0 ? 0 : size);
     return result;
 }
 
-static enum MHD_Result send_text(struct MHD_Connection *connection, unsigned code, const char *text)
+/* One line of literal text, with one more header unless its name is NULL. */
+static enum MHD_Result send_text_with(struct exchange *exchange, unsigned code, const char *text, const char *header,
+                                      const char *value)
 {
-    /* The library does not write to it; texts are literals. */
-    return send_response(
-        connection, code, "text/plain; charset=utf-8",
-        MHD_create_response_from_buffer(strlen(text), (void *)(uintptr_t)text, MHD_RESPMEM_PERSISTENT));
+    /* The library does not write to it. */
+    struct MHD_Response *response =
+        MHD_create_response_from_buffer(strlen(text), (void *)(uintptr_t)text, MHD_RESPMEM_PERSISTENT);
+
+    if (response && header)
+        (void)MHD_add_response_header(response, header, value);
+    return send_response(exchange, code, TEXT_PLAIN, response, strlen(text));
+}
+
+static enum MHD_Result send_text(struct exchange *exchange, unsigned code, const char *text)
+{
+    return send_text_with(exchange, code, text, NULL, NULL);
+}
+
+static enum MHD_Result send_busy(struct exchange *exchange, const char *text)
+{
+    return send_text_with(exchange, MHD_HTTP_SERVICE_UNAVAILABLE, text, MHD_HTTP_HEADER_RETRY_AFTER, "1");
 }
 
 static void release_snapshot(void *snapshot)
@@ -91,221 +207,433 @@ static enum MHD_Result add_wanted_name(void *context, enum MHD_ValueKind kind, c
 
 /* Takes the reference over. NULL when there is no memory, as the next. */
 static struct MHD_Response *named_page(struct snapshot *snapshot, enum page_format format, enum page_encoding encoding,
-                                       const struct wanted_names *wanted)
+                                       const struct wanted_names *wanted, size_t *ret_size)
 {
     char *page;
-    size_t size;
-    int error = snapshot_page_of(snapshot, format, encoding, wanted->names, wanted->count, &page, &size);
+    int error = snapshot_page_of(snapshot, format, encoding, wanted->names, wanted->count, &page, ret_size);
 
     snapshot_release(snapshot);
     if (error)
         return NULL;
-    struct MHD_Response *response = MHD_create_response_from_buffer(size, page, MHD_RESPMEM_MUST_FREE);
+    struct MHD_Response *response = MHD_create_response_from_buffer(*ret_size, page, MHD_RESPMEM_MUST_FREE);
     if (!response)
         free(page);
     return response;
 }
 
 /* The response has the reference until it is sent. */
-static struct MHD_Response *whole_page(struct snapshot *snapshot, enum page_format format, enum page_encoding encoding)
+static struct MHD_Response *whole_page(struct snapshot *snapshot, enum page_format format, enum page_encoding encoding,
+                                       size_t *ret_size)
 {
     const char *page;
-    size_t size;
     struct MHD_Response *response = NULL;
 
-    if (snapshot_page(snapshot, format, encoding, &page, &size) == 0)
-        response = MHD_create_response_from_buffer_with_free_callback_cls(size, (void *)(uintptr_t)page,
+    if (snapshot_page(snapshot, format, encoding, &page, ret_size) == 0)
+        response = MHD_create_response_from_buffer_with_free_callback_cls(*ret_size, (void *)(uintptr_t)page,
                                                                           release_snapshot, snapshot);
     if (!response)
         snapshot_release(snapshot);
     return response;
 }
 
-static enum MHD_Result send_metrics(const struct http *http, struct MHD_Connection *connection)
+static enum MHD_Result send_metrics(struct exchange *exchange)
 {
     const enum page_format format =
-        accept_format(MHD_lookup_connection_value(connection, MHD_HEADER_KIND, MHD_HTTP_HEADER_ACCEPT));
-    const enum page_encoding encoding =
-        accept_encoding(MHD_lookup_connection_value(connection, MHD_HEADER_KIND, MHD_HTTP_HEADER_ACCEPT_ENCODING));
+        accept_format(MHD_lookup_connection_value(exchange->connection, MHD_HEADER_KIND, MHD_HTTP_HEADER_ACCEPT));
+    const enum page_encoding encoding = accept_encoding(
+        MHD_lookup_connection_value(exchange->connection, MHD_HEADER_KIND, MHD_HTTP_HEADER_ACCEPT_ENCODING));
     struct wanted_names wanted = {.count = 0};
+    size_t size;
 
-    (void)http;
-    (void)MHD_get_connection_values(connection, MHD_GET_ARGUMENT_KIND, add_wanted_name, &wanted);
+    (void)MHD_get_connection_values(exchange->connection, MHD_GET_ARGUMENT_KIND, add_wanted_name, &wanted);
     if (wanted.given > NAMES_MAX)
-        return send_text(connection, MHD_HTTP_BAD_REQUEST, "name[] is given too often; ask for the whole page\n");
+        return send_text(exchange, MHD_HTTP_BAD_REQUEST, "name[] is given too often; ask for the whole page\n");
     struct snapshot *snapshot = wanted.given > 0 ? snapshot_acquire() : snapshot_acquire_page();
     if (!snapshot)
-        return send_text(connection, MHD_HTTP_SERVICE_UNAVAILABLE, "no snapshot has been collected yet\n");
-    struct MHD_Response *response =
-        wanted.given > 0 ? named_page(snapshot, format, encoding, &wanted) : whole_page(snapshot, format, encoding);
+        return send_text(exchange, MHD_HTTP_SERVICE_UNAVAILABLE, "no snapshot has been collected yet\n");
+    struct MHD_Response *response = wanted.given > 0 ? named_page(snapshot, format, encoding, &wanted, &size)
+                                                     : whole_page(snapshot, format, encoding, &size);
     if (!response)
-        return send_text(connection, MHD_HTTP_INTERNAL_SERVER_ERROR, "out of memory while rendering the page\n");
+        return send_text(exchange, MHD_HTTP_INTERNAL_SERVER_ERROR, "out of memory while rendering the page\n");
     if (page_content_encoding(encoding))
         (void)MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_ENCODING, page_content_encoding(encoding));
     (void)MHD_add_response_header(response, MHD_HTTP_HEADER_VARY, "Accept, Accept-Encoding");
-    return send_response(connection, MHD_HTTP_OK, page_content_type(format), response);
+    return send_response(exchange, MHD_HTTP_OK, page_content_type(format), response, size);
 }
 
-static enum MHD_Result send_healthy(const struct http *http, struct MHD_Connection *connection)
+static enum MHD_Result send_healthy(struct exchange *exchange)
 {
     struct snapshot *snapshot = snapshot_acquire();
     /* Without a snapshot, the grace of a start. The clock is read last, so that the age is not negative. */
-    uint64_t since_ns = snapshot ? snapshot_time_ns(snapshot) : http->started_ns;
-    bool stuck = wideep_i_clock_ns(CLOCK_BOOTTIME) - since_ns > http->config.stale_ns;
+    uint64_t since_ns = snapshot ? snapshot_time_ns(snapshot) : exchange->http->started_ns;
+    bool stuck = wideep_i_clock_ns(CLOCK_BOOTTIME) - since_ns > exchange->http->config.stale_ns;
 
     snapshot_release(snapshot);
-    return stuck ? send_text(connection, MHD_HTTP_SERVICE_UNAVAILABLE, "the collector is stuck\n")
-                 : send_text(connection, MHD_HTTP_OK, "ok\n");
+    return stuck ? send_text(exchange, MHD_HTTP_SERVICE_UNAVAILABLE, "the collector is stuck\n")
+                 : send_text(exchange, MHD_HTTP_OK, "ok\n");
 }
 
-static enum MHD_Result send_ready(const struct http *http, struct MHD_Connection *connection)
+static enum MHD_Result send_ready(struct exchange *exchange)
 {
     struct snapshot *snapshot = snapshot_acquire();
     const bool ready = snapshot != NULL;
 
-    (void)http;
     snapshot_release(snapshot);
-    return ready ? send_text(connection, MHD_HTTP_OK, "ready\n")
-                 : send_text(connection, MHD_HTTP_SERVICE_UNAVAILABLE, "no snapshot has been collected yet\n");
+    return ready ? send_text(exchange, MHD_HTTP_OK, "ready\n")
+                 : send_text(exchange, MHD_HTTP_SERVICE_UNAVAILABLE, "no snapshot has been collected yet\n");
 }
 
-static enum MHD_Result send_landing(const struct http *http, struct MHD_Connection *connection)
+static enum MHD_Result send_landing(struct exchange *exchange)
 {
-    struct MHD_Response *response = MHD_create_response_from_buffer(
-        strlen(http->landing), (void *)(uintptr_t)http->landing, MHD_RESPMEM_PERSISTENT);
+    const char *landing = exchange->http->landing;
+    struct MHD_Response *response =
+        MHD_create_response_from_buffer(strlen(landing), (void *)(uintptr_t)landing, MHD_RESPMEM_PERSISTENT);
 
     if (response)
         (void)MHD_add_response_header(response, "Content-Security-Policy",
                                       "default-src 'none'; style-src 'unsafe-inline'");
-    return send_response(connection, MHD_HTTP_OK, "text/html; charset=utf-8", response);
+    return send_response(exchange, MHD_HTTP_OK, "text/html; charset=utf-8", response, strlen(landing));
 }
 
-static enum MHD_Result send_not_allowed(struct MHD_Connection *connection)
+static enum MHD_Result send_not_allowed(struct exchange *exchange)
 {
-    static const char text[] = "only GET and HEAD are allowed here\n";
-    struct MHD_Response *response =
-        MHD_create_response_from_buffer(sizeof text - 1, (void *)(uintptr_t)text, MHD_RESPMEM_PERSISTENT);
+    const unsigned methods = exchange->route->methods;
+    char allow[40];
 
-    if (response)
-        (void)MHD_add_response_header(response, MHD_HTTP_HEADER_ALLOW, "GET, HEAD");
-    return send_response(connection, MHD_HTTP_METHOD_NOT_ALLOWED, "text/plain; charset=utf-8", response);
+    (void)snprintf(allow, sizeof allow, "%s%s%s", methods & HTTP_GET ? ", GET, HEAD" : "",
+                   methods & HTTP_POST ? ", POST" : "", methods & HTTP_DELETE ? ", DELETE" : "");
+    return send_text_with(exchange, MHD_HTTP_METHOD_NOT_ALLOWED,
+                          "this method is not allowed here; the header Allow lists those that are\n",
+                          MHD_HTTP_HEADER_ALLOW, allow + 2);
+}
+
+/* ---- handlers of other modules ------------------------------------------------------------------------------ */
+
+const char *http_argument(const struct http_request *request, const char *name)
+{
+    const char *value = NULL;
+
+    if (MHD_lookup_connection_value_n(request->connection, MHD_GET_ARGUMENT_KIND, name, strlen(name), &value, NULL) !=
+        MHD_YES)
+        return NULL;
+    return value ? value : "";
+}
+
+void http_reply_text(struct http_reply *reply, unsigned code, const char *format, ...)
+{
+    char *text = NULL;
+    va_list arguments;
+
+    va_start(arguments, format);
+    int length = vasprintf(&text, format, arguments);
+    va_end(arguments);
+    *reply = (struct http_reply){.code = code, .content_type = TEXT_PLAIN};
+    if (length >= 0) {
+        reply->body = text;
+        reply->size = (size_t)length;
+    }
+}
+
+static void describe_peer(struct MHD_Connection *connection, char *ret, size_t size)
+{
+    const union MHD_ConnectionInfo *info = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CLIENT_ADDRESS);
+    const struct sockaddr *address = info ? info->client_addr : NULL;
+    char host[64], port[8];
+    socklen_t length = 0;
+
+    if (address && address->sa_family == AF_INET)
+        length = sizeof(struct sockaddr_in);
+    else if (address && address->sa_family == AF_INET6)
+        length = sizeof(struct sockaddr_in6);
+    if (length == 0 ||
+        getnameinfo(address, length, host, sizeof host, port, sizeof port, NI_NUMERICHOST | NI_NUMERICSERV) != 0)
+        (void)snprintf(ret, size, "unix");
+    else
+        (void)snprintf(ret, size, strchr(host, ':') ? "[%s]:%s" : "%s:%s", host, port);
+}
+
+static enum MHD_Result send_reply(struct exchange *exchange)
+{
+    const struct http_route *route = exchange->route->other;
+    char peer[80];
+    struct http_reply reply = {.code = MHD_HTTP_INTERNAL_SERVER_ERROR, .content_type = TEXT_PLAIN};
+    const struct http_request request = {.method = exchange->method,
+                                         .path = exchange->path,
+                                         .peer = peer,
+                                         .user = exchange->user,
+                                         .connection = exchange->connection};
+
+    describe_peer(exchange->connection, peer, sizeof peer);
+    route->handle(route->context, &request, &reply);
+    struct MHD_Response *response = MHD_create_response_from_buffer(
+        reply.size, reply.body, reply.constant ? MHD_RESPMEM_PERSISTENT : MHD_RESPMEM_MUST_FREE);
+    if (!response && !reply.constant)
+        free(reply.body);
+    return send_response(exchange, reply.code, reply.content_type, response, reply.size);
+}
+
+/* ---- who may ask -------------------------------------------------------------------------------------------- */
+
+/* The library asks for a client's certificate, and serves whoever shows none or a wrong one. */
+static bool has_certificate(struct exchange *exchange)
+{
+    const struct web_config *config = exchange->server->web->config;
+    char reason[160] = "no TLS session";
+
+    if (!config || !config->tls || exchange->client->verified)
+        return true;
+    const union MHD_ConnectionInfo *info =
+        MHD_get_connection_info(exchange->connection, MHD_CONNECTION_INFO_GNUTLS_SESSION);
+    if (!info || !info->tls_session || !web_config_client_allowed(config, info->tls_session, reason, sizeof reason)) {
+        log_debug("client certificate refused", "reason", reason, NULL);
+        return false;
+    }
+    exchange->client->verified = true;
+    return true;
+}
+
+static void forget_password(struct client *client)
+{
+    if (client->task_password)
+        explicit_bzero(client->task_password, strlen(client->task_password));
+    MHD_free(client->task_password);
+    MHD_free(client->task_user);
+    web_release(client->task_web);
+    client->task_user = client->task_password = NULL;
+    client->task_web = NULL;
+}
+
+/* The library calls http_on_request() again, for which it takes a lock after this: the verdict is seen there. */
+static void on_verdict(struct auth_task *task, enum auth_verdict verdict)
+{
+    struct client *client = (struct client *)((char *)task - offsetof(struct client, task));
+
+    client->verdict = verdict;
+    MHD_resume_connection(client->suspended);
+}
+
+enum password_check { PASSWORD_GOOD, PASSWORD_WRONG, PASSWORD_BUSY, PASSWORD_PENDING };
+
+/* Hands the client's name and password to the authenticator, with the connection suspended for that long. */
+static enum password_check ask_authenticator(struct exchange *exchange)
+{
+    struct client *client = exchange->client;
+
+    client->suspended = exchange->connection;
+    client->task_web = web_ref(exchange->web);
+    client->task = (struct auth_task){.config = exchange->config,
+                                      .user = client->task_user,
+                                      .password = client->task_password,
+                                      .owner = &exchange->server->passwords,
+                                      .done = on_verdict};
+    connection_answers(exchange->http->connections, client->connection, wideep_i_clock_ns(CLOCK_MONOTONIC));
+    /* Before it is asked, since the verdict may come at once. */
+    MHD_suspend_connection(exchange->connection);
+    if (!authenticator_ask(exchange->http->authenticator, &client->task))
+        on_verdict(&client->task, AUTH_DROPPED);
+    return PASSWORD_PENDING;
+}
+
+/* When it is good, the exchange has the user's name where one is asked for. */
+static enum password_check check_password(struct exchange *exchange)
+{
+    struct client *client = exchange->client;
+    enum auth_verdict verdict = client->verdict;
+
+    if (!exchange->config || exchange->config->user_count == 0)
+        return PASSWORD_GOOD;
+    client->verdict = AUTH_NONE;
+    if (verdict == AUTH_NONE) {
+        client->task_user = MHD_basic_auth_get_username_password(exchange->connection, &client->task_password);
+        if (!client->task_user || !client->task_password)
+            return PASSWORD_WRONG;
+        if (!web_config_authenticated_before(exchange->config, client->task_user, client->task_password))
+            return ask_authenticator(exchange);
+    } else if (verdict == AUTH_DROPPED) {
+        return PASSWORD_BUSY;
+    } else if (verdict == AUTH_WRONG) {
+        return PASSWORD_WRONG;
+    }
+    exchange->user = client->task_user;
+    client->task_user = NULL;
+    return PASSWORD_GOOD;
 }
 
 /* ---- requests ----------------------------------------------------------------------------------------------- */
 
-static const struct {
-    const char *path; /* NULL: the telemetry path */
-    enum MHD_Result (*send)(const struct http *http, struct MHD_Connection *connection);
-} routes[] = {
-    {NULL, send_metrics},
-    {"/-/healthy", send_healthy},
-    {"/-/ready", send_ready},
-    {"/", send_landing},
-};
-
-static enum MHD_Result on_request(void *context, struct MHD_Connection *connection, const char *url, const char *method,
-                                  const char *version, const char *data, size_t *data_size, void **state)
+/* A slot of a limited request is the client's until its response is sent. */
+static bool take_slot(struct exchange *exchange)
 {
-    const struct http *http = context;
-    static const char seen;
+    struct http *http = exchange->http;
+
+    if (!exchange->route->limited)
+        return true;
+    exchange->client->limited = true;
+    return __atomic_add_fetch(&http->limited, 1, __ATOMIC_RELAXED) <= http->config.max_requests ||
+           http->config.max_requests == 0;
+}
+
+static void give_slot_back(struct client *client)
+{
+    if (client->limited)
+        (void)__atomic_sub_fetch(&client->server->http->limited, 1, __ATOMIC_RELAXED);
+    client->limited = false;
+}
+
+/* Whoever may not ask learns nothing of what there is. */
+static enum MHD_Result answer(struct exchange *exchange)
+{
+    struct route route;
+
+    if (find_route(exchange->http, exchange->path, &route))
+        exchange->route = &route;
+    if (!has_certificate(exchange))
+        return send_text(exchange, MHD_HTTP_FORBIDDEN, "a valid client certificate is needed\n");
+    enum password_check check = check_password(exchange);
+    if (check == PASSWORD_PENDING)
+        return MHD_YES;
+    forget_password(exchange->client);
+    if (check == PASSWORD_BUSY)
+        return send_busy(exchange, "too many passwords are being checked\n");
+    if (check == PASSWORD_WRONG)
+        return send_text_with(exchange, MHD_HTTP_UNAUTHORIZED, "a user name and its password are needed\n",
+                              MHD_HTTP_HEADER_WWW_AUTHENTICATE, "Basic realm=\"wideep-exporter\", charset=\"UTF-8\"");
+    if (!exchange->route)
+        return send_text(exchange, MHD_HTTP_NOT_FOUND, "not found; see / for what there is\n");
+    if ((method_bit(exchange->method) & route.methods) == 0)
+        return send_not_allowed(exchange);
+    if (!take_slot(exchange)) {
+        give_slot_back(exchange->client);
+        return send_busy(exchange, "too many requests at once; --web.max-requests is the limit\n");
+    }
+    return route.send ? route.send(exchange) : send_reply(exchange);
+}
+
+static struct client *client_of(struct MHD_Connection *connection)
+{
+    const union MHD_ConnectionInfo *info = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
+
+    return info ? info->socket_context : NULL;
+}
+
+enum MHD_Result http_on_request(void *context, struct MHD_Connection *connection, const char *url, const char *method,
+                                const char *version, const char *data, size_t *data_size, void **state)
+{
+    struct server *server = context;
+    struct client *client = client_of(connection);
 
     (void)version;
     (void)data;
+    if (!client)
+        return MHD_NO;
     /* A response queued in the first call closes the connection. */
     if (!*state) {
-        *state = (void *)(uintptr_t)&seen;
+        *state = client;
+        client->body_bytes = 0;
         (void)__atomic_add_fetch(&in_flight, 1, __ATOMIC_RELAXED);
         return MHD_YES;
     }
     if (*data_size > 0) {
-        *data_size = 0; /* a body is of no use to anything here */
-        return MHD_YES;
+        client->body_bytes += *data_size;
+        *data_size = 0;
+        return client->body_bytes > BODY_MAX ? MHD_NO : MHD_YES;
     }
-    for (size_t i = 0; i < sizeof routes / sizeof *routes; i++) {
-        if (strcmp(url, routes[i].path ? routes[i].path : http->config.telemetry_path) != 0)
-            continue;
-        if (strcmp(method, MHD_HTTP_METHOD_GET) != 0 && strcmp(method, MHD_HTTP_METHOD_HEAD) != 0)
-            return send_not_allowed(connection);
-        return routes[i].send(http, connection);
-    }
-    return send_text(connection, MHD_HTTP_NOT_FOUND, "not found; see / for what there is\n");
+    struct web *web = web_acquire(server->http);
+    struct exchange exchange = {.http = server->http,
+                                .server = server,
+                                .client = client,
+                                .connection = connection,
+                                .web = web,
+                                .config = web->config,
+                                .method = method,
+                                .path = url};
+    enum MHD_Result result = answer(&exchange);
+    MHD_free(exchange.user);
+    web_release(web);
+    return result;
 }
 
-static void on_completed(void *context, struct MHD_Connection *connection, void **state,
-                         enum MHD_RequestTerminationCode code)
+void http_on_completed(void *context, struct MHD_Connection *connection, void **state,
+                       enum MHD_RequestTerminationCode code)
 {
+    struct client *client = *state;
+
     (void)context;
     (void)connection;
     (void)code;
-    if (*state)
-        (void)__atomic_sub_fetch(&in_flight, 1, __ATOMIC_RELAXED);
     *state = NULL;
-}
-
-static void on_log(void *context, const char *format, va_list arguments) __attribute__((format(printf, 2, 0)));
-
-static void on_log(void *context, const char *format, va_list arguments)
-{
-    char text[512];
-
-    (void)context;
-    (void)vsnprintf(text, sizeof text, format, arguments);
-    text[strcspn(text, "\n")] = 0;
-    log_debug("http", "detail", text, NULL);
-}
-
-/* ---- start and stop ----------------------------------------------------------------------------------------- */
-
-int http_start(struct http **ret, const struct http_config *config)
-{
-    struct http *http = calloc(1, sizeof *http);
-    unsigned flags = MHD_USE_INTERNAL_POLLING_THREAD | MHD_USE_ERROR_LOG;
-
-    if (!http) {
-        for (unsigned i = 0; i < config->socket_count; i++)
-            (void)close(config->sockets[i]);
-        return -ENOMEM;
-    }
-    http->config = *config;
-    http->started_ns = wideep_i_clock_ns(CLOCK_BOOTTIME);
-    flags |= MHD_is_feature_supported(MHD_FEATURE_EPOLL) == MHD_YES ? (unsigned)MHD_USE_EPOLL : (unsigned)MHD_USE_POLL;
-    (void)snprintf(http->landing, sizeof http->landing,
-                   "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>wideep-exporter</title>"
-                   "<style>body{font-family:sans-serif;margin:2em;max-width:40em}</style></head>\n"
-                   "<body><h1>wideep-exporter</h1>\n"
-                   "<p>Load balance and batch overlap of wide expert-parallel engines. Version %s.</p>\n"
-                   "<ul><li><a href=\"%s\">Metrics</a></li><li><a href=\"/-/healthy\">Health</a></li>"
-                   "<li><a href=\"/-/ready\">Readiness</a></li></ul></body></html>\n",
-                   config->version, config->telemetry_path);
-    for (unsigned i = 0; i < config->socket_count; i++) {
-        http->daemons[i] = MHD_start_daemon(
-            flags, 0, NULL, NULL, on_request, http, MHD_OPTION_EXTERNAL_LOGGER, on_log, NULL, MHD_OPTION_LISTEN_SOCKET,
-            config->sockets[i], MHD_OPTION_THREAD_POOL_SIZE, (unsigned)THREADS, MHD_OPTION_CONNECTION_LIMIT,
-            (unsigned)CONNECTIONS_MAX, MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)IDLE_SECONDS,
-            MHD_OPTION_NOTIFY_COMPLETED, on_completed, NULL, MHD_OPTION_END);
-        if (http->daemons[i])
-            continue;
-        /* Sockets of daemons that did start are theirs, and the library closes that of one that did not: another thread
-         * may have been given its number by now. */
-        for (unsigned j = i + 1; j < config->socket_count; j++)
-            (void)close(config->sockets[j]);
-        http->config.socket_count = i;
-        http_stop(http);
-        return -EIO;
-    }
-    *ret = http;
-    return 0;
-}
-
-void http_stop(struct http *http)
-{
-    if (!http)
+    if (!client)
         return;
-    /* Stopping a daemon cuts off what is being sent, and quiescing one with a thread pool can make the library abort.
-     */
-    for (unsigned ms = 0; ms < DRAIN_MS && __atomic_load_n(&in_flight, __ATOMIC_RELAXED) > 0; ms += DRAIN_STEP_MS)
-        (void)usleep(DRAIN_STEP_MS * 1000);
-    for (unsigned i = 0; i < http->config.socket_count; i++)
-        MHD_stop_daemon(http->daemons[i]);
-    free(http);
+    give_slot_back(client);
+    forget_password(client);
+    client->verdict = AUTH_NONE;
+    connection_rests(client->server->http->connections, client->connection, wideep_i_clock_ns(CLOCK_MONOTONIC));
+    (void)__atomic_sub_fetch(&in_flight, 1, __ATOMIC_RELAXED);
+}
+
+/* What was decoded would end at a NUL, and so be another path than was asked for: such a text stays as it is, and
+ * names nothing here. */
+size_t http_on_unescape(void *context, struct MHD_Connection *connection, char *text)
+{
+    (void)context;
+    (void)connection;
+    return strstr(text, "%00") ? strlen(text) : MHD_http_unescape(text);
+}
+
+/* ---- connections -------------------------------------------------------------------------------------------- */
+
+/* Without a certificate that it must have, a client gets no further than the handshake. */
+static void ask_for_certificate(const struct web_config *config, struct MHD_Connection *connection)
+{
+    static const gnutls_certificate_request_t wanted[] = {
+        [WEB_CLIENT_NONE] = GNUTLS_CERT_IGNORE,
+        [WEB_CLIENT_REQUEST] = GNUTLS_CERT_REQUEST,
+        [WEB_CLIENT_REQUIRE_ANY] = GNUTLS_CERT_REQUIRE,
+        [WEB_CLIENT_VERIFY_IF_GIVEN] = GNUTLS_CERT_REQUEST,
+        [WEB_CLIENT_REQUIRE_AND_VERIFY] = GNUTLS_CERT_REQUIRE,
+    };
+    const union MHD_ConnectionInfo *info = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_GNUTLS_SESSION);
+
+    if (info && info->tls_session)
+        gnutls_certificate_server_set_request(info->tls_session, wanted[config->client_auth]);
+}
+
+static struct client *client_new(struct server *server, struct MHD_Connection *connection)
+{
+    const union MHD_ConnectionInfo *info = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD);
+    struct client *client = calloc(1, sizeof *client);
+
+    struct connection *entry = client && info ? connections_add(server->http->connections, info->connect_fd,
+                                                                wideep_i_clock_ns(CLOCK_MONOTONIC))
+                                              : NULL;
+    if (!entry) {
+        if (info)
+            (void)shutdown(info->connect_fd, SHUT_RDWR);
+        free(client);
+        return NULL;
+    }
+    client->server = server;
+    client->connection = entry;
+    if (server->web->config && server->web->config->tls)
+        ask_for_certificate(server->web->config, connection);
+    return client;
+}
+
+void http_on_connection(void *context, struct MHD_Connection *connection, void **socket_context,
+                        enum MHD_ConnectionNotificationCode code)
+{
+    struct server *server = context;
+    struct client *client = *socket_context;
+
+    if (code == MHD_CONNECTION_NOTIFY_STARTED) {
+        *socket_context = client_new(server, connection);
+        (void)__atomic_add_fetch(&server->started, 1, __ATOMIC_RELEASE);
+        return;
+    }
+    *socket_context = NULL;
+    if (client)
+        connections_remove(server->http->connections, client->connection);
+    free(client);
+    /* The last that is done with the server: pairs with the acquire in is_drained(). */
+    (void)__atomic_add_fetch(&server->ended, 1, __ATOMIC_RELEASE);
 }

@@ -1,20 +1,49 @@
-/* wideep-exporter: reads the options, wires the stages together, waits for a signal. */
+/* wideep-exporter: reads the options, wires the stages together, and watches over them until a signal ends it. */
+#include "admin.h"
 #include "collector.h"
+#include "healthcheck.h"
 #include "http.h"
 #include "listen.h"
+#include "log.h"
+#include "notify.h"
 #include "options.h"
 #include "version.h"
 #include "web_config.h"
 
+#include <inttypes.h>
 #include <signal.h>
+#include <sys/resource.h>
+
+#define SECOND_NS      UINT64_C(1000000000)
+#define CHECK_FILES_NS (2 * SECOND_NS)
 
 enum { EXIT_USAGE = 2 };
 
-static void configure_collector(struct collector_config *config, const struct options *options)
+enum { ROUTES = 4 };
+
+struct service {
+    const struct options *options;
+    struct lb *lb;
+    struct state_board *state;
+    struct collector *collector;
+    struct admin admin;
+    struct http_route routes[ROUTES];
+    struct http *http;
+};
+
+/* ---- wiring ------------------------------------------------------------------------------------------------- */
+
+static bool all_instances(const struct options *options)
 {
-    *config = (struct collector_config){
+    return strcmp(options->shm_instance, "*") == 0;
+}
+
+static int start_collector(struct service *service)
+{
+    const struct options *options = service->options;
+    struct collector_config config = {
         .segments = {.directory = options->shm_dir,
-                     .instance = strcmp(options->shm_instance, "*") == 0 ? NULL : options->shm_instance,
+                     .instance = all_instances(options) ? NULL : options->shm_instance,
                      .owner_count = options->owner_count},
         .aggregate = {.window_ns = options->eplb_window_ns,
                       .throughput_ns = options->throughput_interval_ns,
@@ -24,8 +53,30 @@ static void configure_collector(struct collector_config *config, const struct op
         .debug_ns = options->debug_per_expert ? options->debug_duration_ns : 0,
         .version = WIDEEP_VERSION,
         .commit = WIDEEP_COMMIT,
+        .lb = service->lb,
+        .state = service->state,
     };
-    memcpy(config->segments.owners, options->owners, sizeof config->segments.owners);
+
+    memcpy(config.segments.owners, options->owners, sizeof config.segments.owners);
+    return collector_start(&service->collector, &config);
+}
+
+static void wire_routes(struct service *service)
+{
+    const struct options *options = service->options;
+    const struct http_route routes[ROUTES] = {
+        {"/lb", false, HTTP_GET, "lb", lb_handle, service->lb, false},
+        {"/lb/", true, HTTP_GET, "lb_metrics", lb_handle_metrics, service->lb, false},
+        {"/api/v1/state", false, HTTP_GET, "state", state_handle, service->state, true},
+        {"/-/debug/per-expert", false, HTTP_GET | HTTP_POST | HTTP_DELETE, "debug", admin_handle_per_expert,
+         &service->admin, false},
+    };
+
+    service->admin = (struct admin){.enabled = options->admin_api,
+                                    .collector = service->collector,
+                                    .duration_ns = options->debug_duration_ns,
+                                    .duration_max_ns = options->debug_max_duration_ns};
+    memcpy(service->routes, routes, sizeof routes);
 }
 
 /* Opens all sockets, or none with a line on stderr. */
@@ -33,53 +84,194 @@ static int open_sockets(struct http_config *http, const struct options *options)
 {
     char error[512];
 
+    if (options->systemd_socket) {
+        int count = notify_sockets(http->sockets, HTTP_SOCKETS_MAX, error, sizeof error);
+        if (count < 0)
+            (void)fprintf(stderr, "wideep-exporter: %s\n", error);
+        http->socket_count = count < 0 ? 0 : (unsigned)count;
+        return count < 0 ? count : 0;
+    }
     for (uint32_t i = 0; i < options->address_count; i++) {
         if (listen_open(options->addresses[i], &http->sockets[i], error, sizeof error) == 0) {
             http->socket_count++;
             continue;
         }
         (void)fprintf(stderr, "wideep-exporter: %s\n", error);
-        while (http->socket_count > 0)
-            (void)close(http->sockets[--http->socket_count]);
+        while (http->socket_count > 0) {
+            listen_remove(options->addresses[--http->socket_count]);
+            (void)close(http->sockets[http->socket_count]);
+        }
         return -EIO;
     }
     return 0;
 }
 
+/* The files of unix sockets that are ours and not systemd's. */
+static void remove_sockets(const struct options *options)
+{
+    for (uint32_t i = 0; !options->systemd_socket && i < options->address_count; i++)
+        listen_remove(options->addresses[i]);
+}
+
+static void log_sockets(const struct http_config *http)
+{
+    for (unsigned i = 0; i < http->socket_count; i++) {
+        char address[160];
+        listen_describe(http->sockets[i], address, sizeof address);
+        log_info("listening", "address", address, "path", http->telemetry_path, NULL);
+    }
+}
+
+/* The collector first, so that the first scrape finds a snapshot. Takes the sockets over in any case. */
+static int start(struct service *service, struct http_config *http)
+{
+    int error = lb_new(&service->lb, all_instances(service->options));
+
+    if (!error)
+        error = state_new(&service->state);
+    if (!error)
+        error = start_collector(service);
+    if (error) {
+        remove_sockets(service->options);
+        while (http->socket_count > 0)
+            (void)close(http->sockets[--http->socket_count]);
+        return error;
+    }
+    wire_routes(service);
+    http->routes = service->routes;
+    http->route_count = ROUTES;
+    error = http_start(&service->http, http);
+    if (error)
+        remove_sockets(service->options);
+    return error;
+}
+
+/* Handlers before what they use. */
+static void stop(struct service *service)
+{
+    http_stop(service->http);
+    collector_stop(service->collector);
+    state_free(service->state);
+    lb_free(service->lb);
+}
+
+/* ---- watching over it --------------------------------------------------------------------------------------- */
+
+static void tell_status(const struct service *service, char *told, size_t size)
+{
+    struct lb_view view;
+    char text[160];
+    uint32_t ranks = 0, up = 0, engines = 0;
+
+    if (lb_copy(service->lb, NULL, wideep_i_clock_ns(CLOCK_BOOTTIME), &view) != 0)
+        return;
+    for (uint32_t i = 0; i < view.count; i++) {
+        engines += !view.engines[i].closed;
+        ranks += view.engines[i].ranks;
+        up += view.engines[i].ranks_up;
+    }
+    free(view.engines);
+    (void)snprintf(text, sizeof text, "%s; engines: %" PRIu32 ", ranks up: %" PRIu32 " of %" PRIu32,
+                   view.stale ? "the collector stands still" : lb_state_name(view.state), engines, up, ranks);
+    if (strcmp(text, told) == 0)
+        return;
+    (void)snprintf(told, size, "%s", text);
+    notify_status("%s", text);
+}
+
+static void reload(const struct service *service)
+{
+    log_info("reading the configuration again", NULL, NULL);
+    notify_reloading();
+    /* Logs what is wrong by itself, and goes on as before. */
+    (void)http_reload(service->http);
+    notify_ready();
+}
+
+/* Returns the signal, or 0 when the time is up. */
+static int wait_signal(const sigset_t *signals, uint64_t timeout_ns)
+{
+    const struct timespec timeout = {(time_t)(timeout_ns / SECOND_NS), (long)(timeout_ns % SECOND_NS)};
+    int number = sigtimedwait(signals, NULL, &timeout);
+
+    return number > 0 ? number : 0;
+}
+
+/* Returns the signal that ends the service. */
+static int watch(const struct service *service, const sigset_t *signals)
+{
+    const uint64_t watchdog_ns = notify_watchdog_ns() / 2;
+    const uint64_t period_ns = watchdog_ns > 0 && watchdog_ns < SECOND_NS ? watchdog_ns : SECOND_NS;
+    uint64_t turns = 0, checked_ns = wideep_i_clock_ns(CLOCK_MONOTONIC);
+    char status[160] = "";
+
+    for (;;) {
+        uint64_t now_ns = wideep_i_clock_ns(CLOCK_MONOTONIC), turns_now = collector_turns(service->collector);
+        /* This thread alone proves nothing: the collector must have gone round since the last sign of life. */
+        if (watchdog_ns > 0 && turns_now != turns)
+            notify_alive();
+        turns = turns_now;
+        tell_status(service, status, sizeof status);
+        if (now_ns - checked_ns >= CHECK_FILES_NS) {
+            http_check_files(service->http);
+            checked_ns = now_ns;
+        }
+        int number = wait_signal(signals, period_ns);
+        if (number == SIGHUP)
+            reload(service);
+        else if (number != 0)
+            return number;
+    }
+}
+
 static int serve(const struct options *options, const sigset_t *signals)
 {
     const uint64_t stale_ns = 10 * options->collect_interval_ns;
-    struct http_config http_config = {.telemetry_path = options->telemetry_path,
-                                      .stale_ns = stale_ns > 10000000000u ? stale_ns : 10000000000u,
-                                      .version = WIDEEP_VERSION};
-    struct collector_config collector_config;
-    struct collector *collector = NULL;
-    struct http *http = NULL;
-    int number = 0;
+    struct http_config http = {.telemetry_path = options->telemetry_path,
+                               .stale_ns = stale_ns > 10 * SECOND_NS ? stale_ns : 10 * SECOND_NS,
+                               .version = WIDEEP_VERSION,
+                               .max_requests = (unsigned)options->max_requests,
+                               .web_config_file = options->web_config_file[0] ? options->web_config_file : NULL};
+    struct service service = {.options = options};
 
-    configure_collector(&collector_config, options);
-    int error = open_sockets(&http_config, options);
+    int error = open_sockets(&http, options);
     if (error)
         return error;
-    for (unsigned i = 0; i < http_config.socket_count; i++) {
-        char address[160];
-        listen_describe(http_config.sockets[i], address, sizeof address);
-        log_info("listening", "address", address, "path", options->telemetry_path, NULL);
-    }
-    error = collector_start(&collector, &collector_config);
-    if (!error)
-        error = http_start(&http, &http_config);
+    error = start(&service, &http);
     if (error) {
         log_error("cannot start", "error", strerror(-error), NULL);
-        collector_stop(collector);
-        return error;
+    } else {
+        log_sockets(&http);
+        notify_ready();
+        int number = watch(&service, signals);
+        log_info("stopping", "signal", strsignal(number), NULL);
+        notify_stopping();
+        remove_sockets(options);
     }
-    while (sigwait(signals, &number) != 0)
-        ;
-    log_info("stopping", "signal", strsignal(number), NULL);
-    http_stop(http);
-    collector_stop(collector);
-    return 0;
+    stop(&service);
+    return error;
+}
+
+/* ---- the program -------------------------------------------------------------------------------------------- */
+
+/* Each connection takes a descriptor. Nothing here uses select(), which is why the limit is low by default. */
+static void raise_descriptor_limit(void)
+{
+    struct rlimit limit;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0)
+        return;
+    limit.rlim_cur = limit.rlim_max;
+    (void)setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+static int probe(const struct options *options)
+{
+    char text[512];
+    int error = healthcheck(options->addresses[0], options->web_config_file[0] != 0, text, sizeof text);
+
+    (void)fprintf(error ? stderr : stdout, "wideep-exporter: %s\n", text);
+    return error ? EXIT_FAILURE : EXIT_SUCCESS;
 }
 
 /* For --web.config.check. */
@@ -121,11 +313,15 @@ int main(int argc, char **argv)
     options_warn_misspelt(environ);
     if (options.web_config_check)
         return check_web_config(options.web_config_file);
-    /* Before any thread starts, so that they all inherit the mask and sigwait() alone receives these. */
     (void)signal(SIGPIPE, SIG_IGN);
+    if (options.healthcheck)
+        return probe(&options);
+    /* Before any thread starts, so that they all inherit the mask and the main thread alone receives these. */
     sigemptyset(&signals);
     sigaddset(&signals, SIGTERM);
     sigaddset(&signals, SIGINT);
+    sigaddset(&signals, SIGHUP);
     (void)pthread_sigmask(SIG_BLOCK, &signals, NULL);
+    raise_descriptor_limit();
     return serve(&options, &signals) == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }

@@ -48,11 +48,17 @@ static const struct option_row rows[] = {
      "Numeric user ids whose segments are read, separated by commas; 'any' for all.", 0, 0, NULL},
     {"web.listen-address", TYPE_ADDRESS, 0, ":9464",
      "Address to listen on; port 0 lets the kernel choose. May be repeated.", 0, 0, NULL},
+    {"web.max-requests", TYPE_NUMBER, AT(max_requests), "40",
+     "Scrapes that are answered at once; what is over gets 503. 0 for any number.", 0, 100000, NULL},
     {"web.telemetry-path", TYPE_PATH, AT(telemetry_path), "/metrics", "Path of the metrics page.", 0, 0, NULL},
     {"web.config.file", TYPE_FILE, AT(web_config_file), "",
      "File with TLS, passwords and extra headers, in the format of the Prometheus exporter-toolkit.", 0, 0, NULL},
     {"web.config.check", TYPE_FLAG, AT(web_config_check), "false",
      "Check --web.config.file and what it names, and exit: 0 if all is well, 1 if not.", 0, 0, NULL},
+    {"web.systemd-socket", TYPE_FLAG, AT(systemd_socket), "false",
+     "Serve on the sockets that systemd passes, in place of --web.listen-address.", 0, 0, NULL},
+    {"web.enable-admin-api", TYPE_FLAG, AT(admin_api), "false",
+     "Let clients switch the per-expert series on and off at /-/debug/per-expert.", 0, 0, NULL},
     {"collect.interval", TYPE_DURATION, AT(collect_interval_ns), "250ms", "How often shared memory is read.", 10 * MS,
      60 * S, NULL},
     {"eplb.window", TYPE_DURATION, AT(eplb_window_ns), "10s", "Window of joined passes that EPLB gauges are means of.",
@@ -72,6 +78,9 @@ static const struct option_row rows[] = {
      NULL},
     {"log.level", TYPE_CHOICE, AT(log_level), "info", "Least important messages to log.", 0, 0, log_levels},
     {"log.format", TYPE_CHOICE, AT(log_format), "logfmt", "Format of log lines.", 0, 0, log_formats},
+    {"healthcheck", TYPE_FLAG, AT(healthcheck), "false",
+     "Ask the daemon that runs with these flags whether it is healthy, say so in one line, and exit: 0 yes, 1 no.", 0,
+     0, NULL},
     {"version", TYPE_FLAG, AT(version), "false", "Print version and commit, and exit.", 0, 0, NULL},
     {"help", TYPE_FLAG, AT(help), "false", "Print this help, and exit.", 0, 0, NULL},
 };
@@ -100,8 +109,7 @@ static bool scale_decimal(const char *text, size_t length, uint64_t unit_ns, uin
     return !__builtin_mul_overflow(whole, unit_ns, ret_ns) && !__builtin_add_overflow(*ret_ns, fraction_ns, ret_ns);
 }
 
-/* A Go-like duration: 250ms, 10s, 1m30s, 1h, or a bare 0. */
-static bool parse_duration(const char *text, uint64_t *ret_ns)
+bool options_parse_duration(const char *text, uint64_t *ret_ns)
 {
     static const struct {
         const char *unit;
@@ -128,13 +136,17 @@ static bool parse_duration(const char *text, uint64_t *ret_ns)
     return true;
 }
 
-/* The page stands in a URL and in the landing page's HTML, where other characters would need escapes. Below /-/ are
- * the probes: it must not take their place. */
+/* The page stands in a URL and in the landing page's HTML, where other characters would need escapes. It must not take
+ * the place of what is served for probes, load balancers and scripts. */
 static bool is_telemetry_path(const char *text)
 {
     static const char allowed[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789/._~:@+-";
+    static const char *const taken[] = {"/-/", "/lb/", "/api/"};
 
-    return text[0] == '/' && text[1] != 0 && strncmp(text, "/-/", 3) != 0 && text[strspn(text, allowed)] == 0;
+    for (size_t i = 0; i < COUNT(taken); i++)
+        if (strncmp(text, taken[i], strlen(taken[i])) == 0)
+            return false;
+    return text[0] == '/' && text[1] != 0 && strcmp(text, "/lb") != 0 && text[strspn(text, allowed)] == 0;
 }
 
 static bool parse_number(const char *text, uint64_t *ret)
@@ -208,13 +220,17 @@ static void describe_allowed(const struct option_row *row, char *ret, size_t siz
         (void)snprintf(ret, size, "'any' or up to %d numeric user ids separated by commas", SEGMENT_OWNERS_MAX);
         break;
     case TYPE_PATH:
-        (void)snprintf(ret, size,
-                       "a path that begins with / and is neither / nor below /-/, of A-Z a-z 0-9 / . _ ~ : @ + -");
+        (void)snprintf(
+            ret, size,
+            "a path that begins with /, other than / and /lb and not below /-/, /lb/ or /api/, of A-Z a-z 0-9 / . _ ~ "
+            ": @ + -");
         break;
     case TYPE_FLAG: (void)snprintf(ret, size, "true or false"); break;
     case TYPE_ADDRESS:
-        (void)snprintf(ret, size, ":PORT, HOST:PORT or [IPV6]:PORT with a port up to 65535, at most %d of them",
-                       OPTIONS_ADDRESSES_MAX);
+        (void)snprintf(
+            ret, size,
+            ":PORT, HOST:PORT, [IPV6]:PORT with a port up to 65535, or unix:PATH[?mode=0660], at most %d of them",
+            OPTIONS_ADDRESSES_MAX);
         break;
     case TYPE_DIRECTORY: (void)snprintf(ret, size, "a path of 1 to %u bytes", WIDEEP_MAX_PATH); break;
     case TYPE_FILE: (void)snprintf(ret, size, "at most %d characters", OPTIONS_TEXT_MAX - 1); break;
@@ -248,7 +264,7 @@ static bool set_value(struct options *options, const struct option_row *row, con
         return options->address_count < OPTIONS_ADDRESSES_MAX && listen_address_valid(text) &&
                set_text(options->addresses[options->address_count++], OPTIONS_TEXT_MAX, text);
     case TYPE_DURATION:
-        if (!parse_duration(text, &number) || number < row->low || number > row->high)
+        if (!options_parse_duration(text, &number) || number < row->low || number > row->high)
             return false;
         break;
     case TYPE_NUMBER:
@@ -269,6 +285,12 @@ static bool set_value(struct options *options, const struct option_row *row, con
     }
     memcpy(field, &number, sizeof number);
     return true;
+}
+
+/* What the program does instead of serving is said on the command line, not by a container's environment. */
+static bool in_environment(const struct option_row *row)
+{
+    return row->offset != AT(version) && row->offset != AT(help) && row->offset != AT(healthcheck);
 }
 
 /* ---- parsing ------------------------------------------------------------------------------------------------ */
@@ -314,7 +336,7 @@ static int parse_environment(struct options *options, char *error, size_t error_
         char name[NAME_MAX_LENGTH + 8], items[OPTIONS_ADDRESSES_MAX * OPTIONS_TEXT_MAX];
         variable_name(&rows[i], name, sizeof name);
         const char *text = getenv(name);
-        if (!text || !*text || rows[i].offset == AT(version) || rows[i].offset == AT(help))
+        if (!text || !*text || !in_environment(&rows[i]))
             continue;
         if (rows[i].type != TYPE_ADDRESS) {
             if (!set_value(options, &rows[i], text))
@@ -465,7 +487,7 @@ void options_print_help(FILE *file)
                       rows[i].help);
         if (!flag)
             (void)fprintf(file, "      Allowed: %s.\n", allowed);
-        if (rows[i].offset != AT(version) && rows[i].offset != AT(help))
+        if (in_environment(&rows[i]))
             (void)fprintf(file, "      %s\n", name);
     }
 }

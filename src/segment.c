@@ -206,13 +206,29 @@ static bool moved_on(const struct segment_set *set, const struct segment *segmen
            (st.st_ino != segment->inode || st.st_dev != segment->device);
 }
 
+static bool writer_alive(const struct segment_set *set, const struct segment *segment)
+{
+    return !segment->other_boot && set->config.alive(segment->view.fd) > 0;
+}
+
+enum segment_state segment_probe(const struct segment_set *set, const struct segment *segment)
+{
+    if (segment->state != SEGMENT_LIVE || segment->lock_lost)
+        return segment->state;
+    /* The lock before the word: a writer that closes in order says so before it lets go. */
+    bool ended = !writer_alive(set, segment) && !moved_on(set, segment);
+    if (wideep_load_acquire(&segment->view.live->closed_ns) != 0)
+        return SEGMENT_CLOSED;
+    return ended ? SEGMENT_DEAD : SEGMENT_LIVE;
+}
+
 static void update_state(struct segment_set *set, struct segment *segment, uint64_t now_ns)
 {
     const struct wideep_view *view = &segment->view;
     /* The lock before the word: whoever is found dead has then written its last. */
-    int alive = segment->other_boot ? 0 : set->config.alive(view->fd);
+    bool alive = writer_alive(set, segment);
     /* The next scan finds what has the name now, and this segment's end with it. */
-    if (alive <= 0 && segment->state == SEGMENT_LIVE && moved_on(set, segment))
+    if (!alive && segment->state == SEGMENT_LIVE && moved_on(set, segment))
         return;
     uint64_t activity = wideep_load(&view->live->activity);
     enum segment_state state = SEGMENT_LIVE;
@@ -220,14 +236,14 @@ static void update_state(struct segment_set *set, struct segment *segment, uint6
 
     if (wideep_load_acquire(&view->live->closed_ns) != 0) {
         state = SEGMENT_CLOSED;
-    } else if (alive <= 0) {
+    } else if (!alive) {
         /* Counts only what moved since an earlier scan that found the lock free as well. */
         if (segment->died_ns != 0 && activity != segment->activity)
             segment->activity_ns = now_ns;
         lock_lost = segment->activity_ns != 0 && now_ns - segment->activity_ns < LOCK_LOST_GRACE_NS;
         state = lock_lost ? SEGMENT_LIVE : SEGMENT_DEAD;
     }
-    if (alive > 0)
+    if (alive)
         segment->died_ns = segment->activity_ns = 0;
     else if (segment->died_ns == 0)
         segment->died_ns = now_ns;

@@ -10,6 +10,7 @@ import pathlib
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import threading
@@ -24,7 +25,7 @@ EXPORTER, SIM = str(BUILD / "wideep-exporter"), str(BUILD / "wideep-sim")
 JOINED = re.compile(r"wideep_eplb_(avg_tokens_total|max_tokens_total|passes_total|pass_balancedness\w*)\{")
 # What speaks of the exporter and not of a segment.
 OWN = re.compile(r"process_|wideep_(build_info|shm_directory_readable|segments|records|series_dropped|snapshot|collect|"
-                 r"render|compress|http)")
+                 r"render|compress|http|web_config)")
 
 
 def wait_for(condition, seconds=60, pause=0.05):
@@ -41,6 +42,12 @@ def wait_for(condition, seconds=60, pause=0.05):
         if time.monotonic() > end:
             raise failure or AssertionError(f"still {value!r} after {seconds} s")
         time.sleep(pause)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def escape(text):
@@ -126,12 +133,13 @@ class Lines(threading.Thread):
 
 
 class Exporter:
-    def __init__(self, directory, *flags, env=None, program=EXPORTER, user=None):
+    """`prefix`: a command that is given the exporter's own; other keywords are Popen's."""
+
+    def __init__(self, directory, *flags, env=None, program=EXPORTER, prefix=(), **popen):
         self.directory = directory
-        command = [program, f"--shm.dir={directory}", "--web.listen-address=127.0.0.1:0", *flags]
+        command = [*prefix, program, f"--shm.dir={directory}", "--web.listen-address=127.0.0.1:0", *flags]
         clean = {k: v for k, v in os.environ.items() if not k.startswith("WIDEEP_")}
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, env={**clean, **(env or {})},
-                                        user=user)
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, env={**clean, **(env or {})}, **popen)
         self.pid = self.process.pid
         self.reader = Lines(self.process.stderr)
         self.port = None
@@ -185,8 +193,8 @@ class Exporter:
 
 
 @contextlib.contextmanager
-def exporting(directory, *flags, env=None):
-    exporter = Exporter(directory, *flags, env=env)
+def exporting(directory, *flags, **kwargs):
+    exporter = Exporter(directory, *flags, **kwargs)
     try:
         exporter.wait()
         yield exporter

@@ -197,7 +197,7 @@ START_TEST(endpoints)
     ck_assert(says("9.8.7") && says("href=\"/m\""));
     ck_assert(says("Content-Security-Policy: default-src 'none'; style-src 'unsafe-inline'\r\n"));
     ck_assert_int_eq(ask_once("GET", "/metrics", "is\n"), 404);
-    ck_assert_int_eq(ask_once("POST", "/m", "here\n"), 405);
+    ck_assert_int_eq(ask_once("POST", "/m", "are\n"), 405);
     ck_assert(says("Allow: GET, HEAD\r\n"));
     ck_assert_int_eq(ask_once("POST", "/nowhere", "is\n"), 404);
 }
@@ -253,16 +253,22 @@ START_TEST(statistics)
     start(10 * S);
     (void)ask_once("GET", "/m", "xxx\n");
     (void)ask_once("GET", "/nowhere", "is\n");
-    (void)ask_once("PUT", "/m", "here\n");
+    (void)ask_once("PUT", "/m", "are\n");
     http_stop(http);
     http = NULL;
     http_stats(&after);
     ck_assert_uint_eq(after.in_flight, 0);
-    for (unsigned i = 0; i < SELF_CODES; i++) {
-        bool asked =
-            strcmp(self_codes[i], "200") == 0 || strcmp(self_codes[i], "404") == 0 || strcmp(self_codes[i], "405") == 0;
-        ck_assert_uint_eq(after.requests[i] - before.requests[i], asked);
+    for (unsigned h = 0; h < SELF_HANDLERS; h++) {
+        for (unsigned c = 0; c < SELF_CODES; c++) {
+            const char *handler = self_handlers[h], *code = self_codes[c];
+            bool asked = strcmp(handler, "metrics") == 0 && (strcmp(code, "200") == 0 || strcmp(code, "405") == 0);
+            asked = asked || (strcmp(handler, "other") == 0 && strcmp(code, "404") == 0);
+            ck_assert_uint_eq(after.requests[h][c] - before.requests[h][c], asked ? 1u : 0u);
+        }
     }
+    ck_assert_uint_ge(after.response_bytes - before.response_bytes, fake_size);
+    ck_assert_uint_eq(after.accepted - before.accepted, 3);
+    ck_assert_uint_eq(after.connections, 0);
 }
 END_TEST
 

@@ -25,8 +25,14 @@ static const char *const variables[] = {"SHM_DIR",
                                         "LIMIT_SERIES",
                                         "LOG_LEVEL",
                                         "LOG_FORMAT",
+                                        "WEB_SYSTEMD_SOCKET",
+                                        "WEB_ENABLE_ADMIN_API",
+                                        "HEALTHCHECK",
                                         "VERSION",
                                         "HELP"};
+
+/* The last of them are no variables: they are said on the command line alone. */
+#define COMMANDS 3
 
 static void variable(const char *name, const char *value)
 {
@@ -89,6 +95,9 @@ START_TEST(defaults)
     ck_assert_uint_eq(options.series_limit, 200000);
     ck_assert_uint_eq(options.log_level, LOG_INFO);
     ck_assert_uint_eq(options.log_format, LOG_LOGFMT);
+    ck_assert_uint_eq(options.systemd_socket, 0);
+    ck_assert_uint_eq(options.admin_api, 0);
+    ck_assert_uint_eq(options.healthcheck, 0);
     ck_assert_uint_eq(options.version, 0);
     ck_assert_uint_eq(options.help, 0);
 }
@@ -96,6 +105,10 @@ END_TEST
 
 START_TEST(every_flag)
 {
+    ck_assert_int_eq(parse("--web.systemd-socket", "--web.enable-admin-api=true", "--healthcheck", NULL), 0);
+    ck_assert_uint_eq(options.systemd_socket, 1);
+    ck_assert_uint_eq(options.admin_api, 1);
+    ck_assert_uint_eq(options.healthcheck, 1);
     ck_assert_int_eq(parse("--shm.dir=/run/w", "--shm.instance", "*", "--shm.owner=0,1000"), 0);
     ck_assert_str_eq(options.shm_dir, "/run/w");
     ck_assert_str_eq(options.shm_instance, "*");
@@ -174,6 +187,7 @@ START_TEST(environment)
     variable("SHM_INSTANCE", ""); /* empty: as if it were not there */
     variable("VERSION", "1.2.3"); /* somebody else's */
     variable("HELP", "nonsense");
+    variable("HEALTHCHECK", "true");
     ck_assert_int_eq(parse("--shm.dir=/flag", "--shm.owner=any", NULL, NULL), 0);
     ck_assert_str_eq(options.shm_dir, "/flag");
     ck_assert_uint_eq(options.owner_count, 0);
@@ -228,6 +242,9 @@ START_TEST(bad_values)
                {"--web.telemetry-path=/a\"><b", "that begins with /"},
                {"--web.telemetry-path=/a%20b", "that begins with /"},
                {"--web.telemetry-path=/-/healthy", "below /-/"},
+               {"--web.telemetry-path=/lb", "and /lb"},
+               {"--web.telemetry-path=/lb/metrics", "/lb/"},
+               {"--web.telemetry-path=/api/v1/state", "/api/"},
                {"--log.level=two\nlines", "'two?lines'"},
                {"--two\nlines", "--two?lines"},
                {"--collect.interval=9ms", "from 10ms to 60s"},
@@ -365,7 +382,7 @@ START_TEST(help)
     ck_assert_ptr_nonnull(file);
     options_print_help(file);
     ck_assert_int_eq(fclose(file), 0);
-    for (size_t i = 0; i + 2 < sizeof variables / sizeof *variables; i++) {
+    for (size_t i = 0; i < sizeof variables / sizeof *variables - COMMANDS; i++) {
         char full[64];
         (void)snprintf(full, sizeof full, "WIDEEP_%s\n", variables[i]);
         ck_assert_msg(strstr(text, full) != NULL, "%s", full);

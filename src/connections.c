@@ -1,0 +1,261 @@
+#include "connections.h"
+
+#include <linux/sockios.h>
+#include <linux/tcp.h>
+#include <netinet/in.h>
+#include <pthread.h>
+#include <stddef.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+
+#define S UINT64_C(1000000000)
+/* A kept connection is looked at this often: whether its client reads and whether it has begun to send. */
+#define LOOK_NS (2 * S)
+/* No honest client needs longer than this between connecting and its request, so one that does goes first. */
+#define DAWDLE_NS (1 * S)
+
+enum state { RECEIVING, ANSWERING, RESTING, CUT, STATES };
+
+struct connection {
+    struct connection *previous, *next;
+    uint64_t since_ns; /* in this state */
+    uint64_t look_ns;  /* RESTING: when to look at it next */
+    uint64_t received; /* RESTING: bytes of the kernel's count when it began to */
+    int fd;
+    enum state state;
+};
+
+/* Each state has a list in order of since_ns, the oldest first. */
+struct list {
+    struct connection *first, *last;
+};
+
+struct connections {
+    struct connections_config config;
+    pthread_mutex_t lock; /* guards all below, and each connection's fields */
+    struct list lists[STATES];
+    unsigned count, cut_count; /* all, and those of them that are CUT */
+};
+
+static uint64_t open_now, cuts[HTTP_CUTS];
+
+/* ---- lists -------------------------------------------------------------------------------------------------- */
+
+static void unlink_connection(struct connections *connections, struct connection *connection)
+{
+    struct list *list = &connections->lists[connection->state];
+
+    *(connection->previous ? &connection->previous->next : &list->first) = connection->next;
+    *(connection->next ? &connection->next->previous : &list->last) = connection->previous;
+    connection->previous = connection->next = NULL;
+}
+
+/* Clocks are read before the lock is taken, so times can be a little out of order; the order of the list decides. */
+static void append(struct connections *connections, struct connection *connection, enum state state, uint64_t now_ns)
+{
+    struct list *list = &connections->lists[state];
+
+    connection->state = state;
+    connection->since_ns = now_ns;
+    connection->previous = list->last;
+    *(list->last ? &list->last->next : &list->first) = connection;
+    list->last = connection;
+}
+
+/* Out of CUT there is no way but to be removed. */
+static void move(struct connections *connections, struct connection *connection, enum state state, uint64_t now_ns)
+{
+    if (connection->state == CUT)
+        return;
+    unlink_connection(connections, connection);
+    append(connections, connection, state, now_ns);
+}
+
+/* ---- what the kernel knows ---------------------------------------------------------------------------------- */
+
+/* 0 for sockets that do not count, such as local ones: their idle limit alone ends a request that is never whole. */
+static uint64_t bytes_received(int fd)
+{
+    struct tcp_info info = {0};
+    socklen_t size = sizeof info;
+
+    if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) != 0 ||
+        size < offsetof(struct tcp_info, tcpi_bytes_received) + sizeof info.tcpi_bytes_received)
+        return 0;
+    return info.tcpi_bytes_received;
+}
+
+static bool has_unsent(int fd)
+{
+    int bytes = 0;
+
+    return ioctl(fd, SIOCOUTQ, &bytes) == 0 && bytes > 0;
+}
+
+static void cut(struct connections *connections, struct connection *connection, enum http_cut cause, uint64_t now_ns)
+{
+    const struct linger reset = {.l_onoff = 1};
+
+    (void)setsockopt(connection->fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
+    (void)shutdown(connection->fd, SHUT_RDWR);
+    move(connections, connection, CUT, now_ns);
+    connections->cut_count++;
+    (void)__atomic_add_fetch(&cuts[cause], 1, __ATOMIC_RELAXED);
+}
+
+/* ---- a connection's life ------------------------------------------------------------------------------------ */
+
+struct connections *connections_new(const struct connections_config *config)
+{
+    struct connections *connections = calloc(1, sizeof *connections);
+
+    if (!connections)
+        return NULL;
+    connections->config = *config;
+    (void)pthread_mutex_init(&connections->lock, NULL);
+    return connections;
+}
+
+void connections_free(struct connections *connections)
+{
+    if (!connections)
+        return;
+    (void)pthread_mutex_destroy(&connections->lock);
+    free(connections);
+}
+
+struct connection *connections_add(struct connections *connections, int fd, uint64_t now_ns)
+{
+    struct connection *connection = calloc(1, sizeof *connection);
+
+    if (!connection)
+        return NULL;
+    connection->fd = fd;
+    (void)pthread_mutex_lock(&connections->lock);
+    append(connections, connection, RECEIVING, now_ns);
+    connections->count++;
+    (void)pthread_mutex_unlock(&connections->lock);
+    (void)__atomic_add_fetch(&open_now, 1, __ATOMIC_RELAXED);
+    return connection;
+}
+
+void connections_remove(struct connections *connections, struct connection *connection)
+{
+    if (!connection)
+        return;
+    (void)pthread_mutex_lock(&connections->lock);
+    unlink_connection(connections, connection);
+    connections->count--;
+    connections->cut_count -= connection->state == CUT;
+    (void)pthread_mutex_unlock(&connections->lock);
+    (void)__atomic_sub_fetch(&open_now, 1, __ATOMIC_RELAXED);
+    free(connection);
+}
+
+void connection_answers(struct connections *connections, struct connection *connection, uint64_t now_ns)
+{
+    (void)pthread_mutex_lock(&connections->lock);
+    move(connections, connection, ANSWERING, now_ns);
+    (void)pthread_mutex_unlock(&connections->lock);
+}
+
+void connection_rests(struct connections *connections, struct connection *connection, uint64_t now_ns)
+{
+    (void)pthread_mutex_lock(&connections->lock);
+    connection->look_ns = now_ns + LOOK_NS;
+    connection->received = bytes_received(connection->fd);
+    move(connections, connection, RESTING, now_ns);
+    (void)pthread_mutex_unlock(&connections->lock);
+}
+
+/* ---- deadlines ---------------------------------------------------------------------------------------------- */
+
+static bool is_past(const struct connection *connection, uint64_t limit_ns, uint64_t now_ns)
+{
+    return now_ns > connection->since_ns && now_ns - connection->since_ns >= limit_ns;
+}
+
+static void reap_list(struct connections *connections, enum state state, uint64_t limit_ns, enum http_cut cause,
+                      uint64_t now_ns)
+{
+    struct connection *connection;
+
+    while ((connection = connections->lists[state].first) && is_past(connection, limit_ns, now_ns))
+        cut(connections, connection, cause, now_ns);
+}
+
+/* To the library a response is done with when the kernel has it, and a request is none before it is whole. */
+static void look(struct connections *connections, struct connection *connection, uint64_t now_ns)
+{
+    connection->look_ns = now_ns + LOOK_NS;
+    if (is_past(connection, connections->config.response_ns, now_ns) && has_unsent(connection->fd))
+        cut(connections, connection, HTTP_CUT_READER, now_ns);
+    else if (bytes_received(connection->fd) != connection->received)
+        move(connections, connection, RECEIVING, now_ns);
+}
+
+void connections_reap(struct connections *connections, uint64_t now_ns)
+{
+    const struct connections_config *config = &connections->config;
+
+    (void)pthread_mutex_lock(&connections->lock);
+    reap_list(connections, RECEIVING, config->request_ns, HTTP_CUT_SENDER, now_ns);
+    reap_list(connections, ANSWERING, config->response_ns, HTTP_CUT_READER, now_ns);
+    reap_list(connections, RESTING, config->idle_ns, HTTP_CUT_IDLE, now_ns);
+    for (struct connection *connection = connections->lists[RESTING].first, *next; connection; connection = next) {
+        next = connection->next;
+        if (now_ns >= connection->look_ns)
+            look(connections, connection, now_ns);
+    }
+    (void)pthread_mutex_unlock(&connections->lock);
+}
+
+/* ---- room --------------------------------------------------------------------------------------------------- */
+
+/* With the lock held. */
+static void evict_one(struct connections *connections, uint64_t now_ns)
+{
+    struct connection *receiving = connections->lists[RECEIVING].first;
+    struct connection *resting = connections->lists[RESTING].first;
+    struct connection *chosen = receiving && (!resting || is_past(receiving, DAWDLE_NS, now_ns)) ? receiving : resting;
+
+    if (chosen)
+        cut(connections, chosen, HTTP_CUT_EVICTED, now_ns);
+}
+
+bool connections_has_room(struct connections *connections)
+{
+    (void)pthread_mutex_lock(&connections->lock);
+    const bool room = connections->count < connections->config.most;
+    (void)pthread_mutex_unlock(&connections->lock);
+    return room;
+}
+
+void connections_make_room(struct connections *connections, uint64_t now_ns)
+{
+    const unsigned most = connections->config.most;
+
+    (void)pthread_mutex_lock(&connections->lock);
+    /* Those that are cut are as good as gone. */
+    if (connections->count - connections->cut_count >= most - most / 8)
+        evict_one(connections, now_ns);
+    (void)pthread_mutex_unlock(&connections->lock);
+}
+
+void connections_evict(struct connections *connections, uint64_t now_ns)
+{
+    (void)pthread_mutex_lock(&connections->lock);
+    evict_one(connections, now_ns);
+    (void)pthread_mutex_unlock(&connections->lock);
+}
+
+uint64_t connections_open(void)
+{
+    return __atomic_load_n(&open_now, __ATOMIC_RELAXED);
+}
+
+void connections_cut_counts(uint64_t ret[HTTP_CUTS])
+{
+    for (unsigned i = 0; i < HTTP_CUTS; i++)
+        ret[i] = __atomic_load_n(&cuts[i], __ATOMIC_RELAXED);
+}

@@ -1,0 +1,294 @@
+#include "state.h"
+
+#include "reply.h"
+
+#include <pthread.h>
+
+struct state {
+    unsigned references;  /* guarded by the board's lock */
+    pthread_mutex_t lock; /* guards what follows: whoever comes first renders, the others wait */
+    json_t *root;
+    char *text;
+};
+
+struct state_board {
+    pthread_mutex_t lock; /* guards newest and the documents' references; held for moments */
+    struct state *newest;
+};
+
+int state_new(struct state_board **ret)
+{
+    struct state_board *board = calloc(1, sizeof *board);
+
+    if (!board)
+        return -ENOMEM;
+    (void)pthread_mutex_init(&board->lock, NULL);
+    *ret = board;
+    return 0;
+}
+
+static struct state *acquire(struct state_board *board)
+{
+    (void)pthread_mutex_lock(&board->lock);
+    struct state *state = board->newest;
+    if (state)
+        state->references++;
+    (void)pthread_mutex_unlock(&board->lock);
+    return state;
+}
+
+static void release(struct state_board *board, struct state *state)
+{
+    if (!state)
+        return;
+    (void)pthread_mutex_lock(&board->lock);
+    bool last = --state->references == 0;
+    (void)pthread_mutex_unlock(&board->lock);
+    if (!last)
+        return;
+    json_decref(state->root);
+    free(state->text);
+    (void)pthread_mutex_destroy(&state->lock);
+    free(state);
+}
+
+void state_free(struct state_board *board)
+{
+    if (!board)
+        return;
+    release(board, board->newest);
+    (void)pthread_mutex_destroy(&board->lock);
+    free(board);
+}
+
+/* ---- gauges ------------------------------------------------------------------------------------------------- */
+
+/* The functions below return new references and NULL without memory, which jansson's setters refuse in their turn: a
+ * value that is missing fails nothing but itself, and the whole is checked once, in document(). */
+
+static json_t *value_json(struct value value)
+{
+    double number;
+
+    switch (value.kind) {
+    case VALUE_U64: return json_integer((json_int_t)value.bits);
+    case VALUE_SECONDS: return json_real((double)value.bits / 1e9);
+    case VALUE_F64: memcpy(&number, &value.bits, sizeof number); return json_real(number);
+    default: return NULL;
+    }
+}
+
+/* A family's gauges at one place: a number, or an object by the value of its label. Absent series are left out. */
+static json_t *family_json(const struct family *family, const struct family_sources *sources, struct family_at *at)
+{
+    if (!family->labels[0].name)
+        return value_json(family->get(sources, at));
+    json_t *object = json_object();
+    for (at->i = 0; at->i < family->labels[0].count; at->i++)
+        (void)json_object_set_new(object, family->labels[0].values[at->i], value_json(family->get(sources, at)));
+    at->i = 0;
+    if (json_object_size(object) > 0)
+        return object;
+    json_decref(object);
+    return NULL;
+}
+
+/* Adds the gauges of a scope under their names, as the page has them. */
+static void put_gauges(json_t *object, enum family_scope scope, const struct family_sources *sources,
+                       struct family_at at)
+{
+    for (size_t f = 0; f < family_count; f++)
+        if (families[f].scope == scope && families[f].type == FAMILY_GAUGE && !families[f].labels[1].name)
+            (void)json_object_set_new(object, families[f].name, family_json(&families[f], sources, &at));
+}
+
+/* ---- engines ------------------------------------------------------------------------------------------------ */
+
+static json_t *rank_json(const struct family_sources *sources, const struct engine *engine,
+                         const struct segment *segment)
+{
+    json_t *rank = json_pack("{s:i, s:s, s:s}", "rank", (int)segment->view.identity.rank, "state",
+                             segment_state_name(segment->state), "file", segment->file);
+
+    put_gauges(rank, SCOPE_RANK, sources, (struct family_at){.engine = engine, .segment = segment});
+    return rank;
+}
+
+static json_t *model_json(const struct family_sources *sources, const struct engine *engine,
+                          const struct engine_model *model)
+{
+    json_t *object = json_pack("{s:s, s:i}", "model_name", model->name, "group", (int)model->group->label);
+
+    put_gauges(object, SCOPE_ENGINE_MODEL, sources, (struct family_at){.engine = engine, .model = model});
+    return object;
+}
+
+static const struct lb_engine *row_of(const struct lb_view *view, const struct engine *engine)
+{
+    for (uint32_t i = 0; i < view->count; i++)
+        if (view->engines[i].number == engine->number && strcmp(view->engines[i].instance, engine->instance) == 0)
+            return &view->engines[i];
+    return NULL;
+}
+
+static json_t *engine_json(const struct family_sources *sources, const struct engine *engine,
+                           const struct lb_view *view)
+{
+    const struct lb_engine *row = row_of(view, engine);
+    const struct family_at at = {.engine = engine};
+    json_t *ranks = json_array(), *models = json_array();
+    uint32_t up = 0;
+
+    for (uint32_t i = 0; i < engine->rank_count; i++) {
+        up += segment_serves_gauges(engine->ranks[i]);
+        (void)json_array_append_new(ranks, rank_json(sources, engine, engine->ranks[i]));
+    }
+    for (uint32_t m = 0; m < engine->model_count; m++)
+        (void)json_array_append_new(models, model_json(sources, engine, &engine->models[m]));
+    json_t *object = json_pack("{s:s, s:i, s:s, s:s, s:i}", "instance", engine->instance, "engine", (int)engine->number,
+                               "model_name", engine->model, "state", lb_state_name(row ? row->state : LB_UNKNOWN),
+                               "ranks_up", (int)up);
+    if (row)
+        (void)json_object_set_new(object, "since", json_real((double)row->since_unix_ms / 1000));
+    if (engine->lead)
+        put_gauges(object, SCOPE_ENGINE, sources, at);
+    put_gauges(object, SCOPE_ENGINE_RATE, sources, at);
+    (void)json_object_set_new(object, "ranks", ranks);
+    (void)json_object_set_new(object, "models", models);
+    return object;
+}
+
+/* ---- groups ------------------------------------------------------------------------------------------------- */
+
+/* Average over maximum in the window by layer, null without tokens; and the layer with the lowest. */
+static json_t *balancedness_json(const struct group *group)
+{
+    json_t *layers = json_array(), *object = json_object();
+    double worst = 0, avg = 0, max = 0;
+    uint32_t worst_layer = UINT32_MAX;
+
+    for (uint32_t l = 0; l < group->layers; l++) {
+        const struct group_slice_layer *window = &group->window[l];
+        double ratio = window->max > 0 ? window->avg / window->max : 0;
+        (void)json_array_append_new(layers, window->max > 0 ? json_real(ratio) : json_null());
+        avg += window->avg;
+        max += window->max;
+        if (window->max > 0 && (worst_layer == UINT32_MAX || ratio < worst)) {
+            worst = ratio;
+            worst_layer = l;
+        }
+    }
+    if (worst_layer != UINT32_MAX) {
+        (void)json_object_set_new(object, "all_layers", json_real(avg / max));
+        (void)json_object_set_new(object, "worst", json_real(worst));
+        (void)json_object_set_new(object, "worst_layer", json_integer(worst_layer));
+    }
+    (void)json_object_set_new(object, "by_layer", layers);
+    return object;
+}
+
+static json_t *incomplete_json(const struct group *group)
+{
+    uint64_t sum = 0;
+
+    for (unsigned cause = 0; cause < JOIN_CAUSES; cause++)
+        sum += group->incomplete[cause];
+    return json_integer((json_int_t)sum);
+}
+
+static json_t *group_json(const struct group *group)
+{
+    uint64_t passes = 0;
+
+    for (uint32_t l = 0; l < group->layers; l++)
+        passes = group->layer[l].passes > passes ? group->layer[l].passes : passes;
+    return json_pack("{s:s, s:i, s:s, s:i, s:i, s:i, s:i, s:I, s:o, s:o}", "instance", group->instance, "group",
+                     (int)group->label, "model_name", group->model, "layers", (int)group->layers, "experts",
+                     (int)group->experts, "ep_size", (int)group->ep_size, "ranks_seen", (int)group->seen,
+                     "passes_joined", (json_int_t)passes, "passes_incomplete", incomplete_json(group), "balancedness",
+                     balancedness_json(group));
+}
+
+/* ---- the document ------------------------------------------------------------------------------------------- */
+
+static json_t *segments_json(const struct segment_set *set)
+{
+    uint32_t counts[SEGMENT_STATES][SEGMENT_REASONS];
+    json_t *segments = json_array();
+
+    segment_set_count(set, counts);
+    for (unsigned state = 0; state < SEGMENT_STATES; state++)
+        for (unsigned reason = 0; reason < SEGMENT_REASONS; reason++)
+            if (counts[state][reason] > 0)
+                (void)json_array_append_new(
+                    segments, json_pack("{s:s, s:s, s:i}", "state", segment_state_name((enum segment_state)state),
+                                        "reason", segment_reason_name(reason), "files", (int)counts[state][reason]));
+    return segments;
+}
+
+static json_t *document(const struct family_sources *sources, const struct lb_view *view)
+{
+    const struct aggregate *aggregate = sources->aggregate;
+    json_t *engines = json_array(), *groups = json_array();
+
+    for (const struct engine *engine = aggregate->engines; engine; engine = engine->next)
+        (void)json_array_append_new(engines, engine_json(sources, engine, view));
+    for (const struct group *group = aggregate->groups; group; group = group->next)
+        if (!group->hidden)
+            (void)json_array_append_new(groups, group_json(group));
+    return json_pack("{s:s, s:s, s:f, s:s, s:o, s:o, s:o}", "version", sources->self->version, "commit",
+                     sources->self->commit, "time", (double)sources->self->snapshot_unix_ms / 1000, "state",
+                     lb_state_name(view->state), "engines", engines, "groups", groups, "segments",
+                     segments_json(aggregate->set));
+}
+
+int state_publish(struct state_board *board, const struct family_sources *sources, struct lb *lb)
+{
+    struct lb_view view = {0};
+    struct state *state = calloc(1, sizeof *state);
+
+    if (!state || (lb && lb_copy(lb, NULL, wideep_i_clock_ns(CLOCK_BOOTTIME), &view) != 0)) {
+        free(state);
+        return -ENOMEM;
+    }
+    state->references = 1;
+    state->root = document(sources, &view);
+    free(view.engines);
+    if (!state->root) {
+        free(state);
+        return -ENOMEM;
+    }
+    (void)pthread_mutex_init(&state->lock, NULL);
+    (void)pthread_mutex_lock(&board->lock);
+    struct state *old = board->newest;
+    board->newest = state;
+    (void)pthread_mutex_unlock(&board->lock);
+    release(board, old);
+    return 0;
+}
+
+/* A copy of the text for the caller, NULL without memory. */
+static char *copy_text(struct state *state)
+{
+    (void)pthread_mutex_lock(&state->lock);
+    if (!state->text)
+        state->text = reply_text_of(state->root);
+    char *text = state->text ? strdup(state->text) : NULL;
+    (void)pthread_mutex_unlock(&state->lock);
+    return text;
+}
+
+void state_handle(void *context, const struct http_request *request, struct http_reply *reply)
+{
+    struct state_board *board = context;
+    struct state *state = acquire(board);
+    char *text = state ? copy_text(state) : NULL;
+
+    (void)request;
+    if (text)
+        *reply =
+            (struct http_reply){.code = 200, .content_type = "application/json", .body = text, .size = strlen(text)};
+    else
+        http_reply_text(reply, 503, state ? "out of memory\n" : "no snapshot has been collected yet\n");
+    release(board, state);
+}

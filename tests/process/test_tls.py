@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TLS, clients' certificates, passwords and headers by --web.config.file, against curl and python's clients."""
+
+import base64
+import http.client
+import re
+import shutil
+import signal
+import ssl
+import threading
+
+import pytest
+
+from exporter_helpers import exporting, shared_directory, wait_for
+from web_helpers import authority, bcrypt, certificate, curl, open_raw, tls_context, web_config
+
+SECRET = b"wideep_"
+
+
+@pytest.fixture(scope="module")
+def certs(tmp_path_factory):
+    path = tmp_path_factory.mktemp("certs")
+    for name in "ca", "strangers":
+        authority(path, name)
+    certificate(path, "server", "ca")
+    certificate(path, "server2", "ca")
+    certificate(path, "client", "ca")
+    certificate(path, "expired", "ca", days="-1")
+    certificate(path, "servers-only", "ca", usage="serverAuth")
+    certificate(path, "stranger", "strangers")
+    authority(path, "self-signed")
+    return path
+
+
+@pytest.fixture
+def shm():
+    with shared_directory() as path:
+        yield path
+
+
+def tls(certs, **more):
+    return {"cert_file": str(certs / "server.pem"), "key_file": str(certs / "server.key"), **more}
+
+
+def config(tmp_path, **sections):
+    return "--web.config.file=" + str(web_config(tmp_path / "web.yml", **sections))
+
+
+def ask(exporter, certs, client=None, path="/metrics", *flags):
+    flags = ["--cacert", str(certs / "ca.pem"), *flags]
+    if client:
+        flags += ["--cert", str(certs / f"{client}.pem"), "--key", str(certs / f"{client}.key")]
+    return curl(f"https://127.0.0.1:{exporter.port}{path}", *flags)
+
+
+def ready(exporter, certs, client=None):
+    wait_for(lambda: ask(exporter, certs, client)[0] == 200)
+
+
+def test_tls(shm, tmp_path, certs):
+    with exporting(shm, config(tmp_path, tls_server_config=tls(certs))) as exporter:
+        ready(exporter, certs)
+        status, head, body = ask(exporter, certs)
+        assert status == 200 and b"wideep_build_info" in body
+        assert ask(exporter, certs, None, "/-/healthy")[2] == b"ok\n"
+        assert ask(exporter, certs, None, "/nowhere")[0] == 404
+        # plain HTTP gets nothing, and breaks nothing
+        assert curl(f"http://127.0.0.1:{exporter.port}/metrics")[0] == 0
+        assert ask(exporter, certs)[0] == 200
+        # the server is verified by its name: the wrong authority fails
+        assert curl(f"https://127.0.0.1:{exporter.port}/", "--cacert", str(certs / "strangers.pem"))[0] == 0
+
+
+def test_minimum_version(shm, tmp_path, certs):
+    with exporting(shm, config(tmp_path, tls_server_config=tls(certs, min_version="TLS13"))) as exporter:
+        ready(exporter, certs)
+        assert ask(exporter, certs, None, "/metrics", "--tls-max", "1.2")[0] == 0
+        assert ask(exporter, certs, None, "/metrics", "--tlsv1.3")[0] == 200
+
+
+GOOD, NO = {"client"}, {None, "expired", "stranger", "self-signed", "servers-only"}
+
+
+@pytest.mark.parametrize("kind,allowed", [
+    ("RequireAndVerifyClientCert", GOOD),
+    ("VerifyClientCertIfGiven", GOOD | {None}),
+    ("RequireAnyClientCert", GOOD | NO - {None}),
+    ("RequestClientCert", GOOD | NO),
+    ("NoClientCert", GOOD | NO),
+])
+def test_client_certificates(shm, tmp_path, certs, kind, allowed):
+    section = tls(certs, client_auth_type=kind)
+    if "Verify" in kind:
+        section["client_ca_file"] = str(certs / "ca.pem")
+    with exporting(shm, config(tmp_path, tls_server_config=section)) as exporter:
+        ready(exporter, certs, "client")
+        for version in "1.2", "1.3":
+            for client in GOOD | NO:
+                for path in "/metrics", "/-/healthy", "/", "/nowhere":
+                    status, _, body = ask(exporter, certs, client, path, "--tls-max", version)
+                    if client in allowed:
+                        assert status == (404 if path == "/nowhere" else 200), (client, path, version)
+                    else:
+                        assert status in (0, 403), (client, path, version)
+                        assert SECRET not in body and b"ok" not in body, (client, path, version)
+
+
+def test_passwords(shm, tmp_path):
+    users = {"alice": bcrypt("geheim"), "bob": bcrypt("sésame:x")}
+    with exporting(shm, config(tmp_path, basic_auth_users=users)) as exporter:
+        url = f"http://127.0.0.1:{exporter.port}"
+        wait_for(lambda: curl(f"{url}/metrics", "-u", "alice:geheim")[0] == 200)
+        for path in "/metrics", "/-/healthy", "/-/ready", "/":
+            status, head, body = curl(url + path)
+            assert status == 401 and re.search(r"(?m)^WWW-Authenticate: Basic realm=", head)
+            assert SECRET not in body
+            assert curl(url + path, "-u", "alice:geheim")[0] == 200
+            assert curl(url + path, "-u", "bob:sésame:x")[0] == 200
+            for wrong in "alice:", "alice:Geheim", "alice:geheim2", "bob:geheim", "eve:geheim", ":", "alice":
+                assert curl(url + path, "-u", wrong if ":" in wrong else wrong + ":")[0] == 401
+        # what there is is not said to who may not ask
+        assert curl(f"{url}/nowhere")[0] == 401 and curl(f"{url}/metrics", "-X", "POST")[0] == 401
+        for header in "Basic", "Basic !!!!", "Bearer x", "Basic " + base64.b64encode(b"alice").decode(), "Basic " + "A" * 9000:
+            assert curl(f"{url}/metrics", "-H", f"Authorization: {header}")[0] == 401
+        assert curl(f"{url}/nowhere", "-u", "alice:geheim")[0] == 404
+        page = curl(f"{url}/metrics", "-u", "alice:geheim")[2].decode()
+        assert re.search(r'(?m)^wideep_http_requests_total\{handler="metrics",code="401"\} \d\d', page)
+
+
+def test_headers(shm, tmp_path):
+    headers = {"Strict-Transport-Security": "max-age=31536000", "X-Frame-Options": "deny"}
+    with exporting(shm, config(tmp_path, http_server_config={"headers": headers})) as exporter:
+        exporter.scrape()
+        for path in "/metrics", "/-/healthy", "/", "/nowhere":
+            response, _ = exporter.get(path)
+            assert {name: response.headers[name] for name in headers} == headers
+
+
+def test_faulty_configuration_does_not_start(shm, tmp_path):
+    with pytest.raises(RuntimeError, match="exit status 1"):
+        with exporting(shm, config(tmp_path, tls_server_config={"cert_file": "no", "key_file": "no"})):
+            pass
+
+
+# ---- reload ---------------------------------------------------------------------------------------------------
+
+
+def served_certificate(exporter):
+    with open_raw(exporter.port) as sock:
+        context = ssl._create_unverified_context()
+        with context.wrap_socket(sock) as connection:
+            return connection.getpeercert(binary_form=True)
+
+
+def test_renewed_certificate(shm, tmp_path, certs):
+    """Its file is replaced, nobody says anything, and it is served."""
+    for name in "pem", "key":
+        shutil.copy(certs / f"server.{name}", tmp_path / f"my.{name}")
+    with exporting(shm, config(tmp_path, tls_server_config={"cert_file": "my.pem", "key_file": "my.key"})) as exporter:
+        ready(exporter, certs)
+        before = served_certificate(exporter)
+        for name in "pem", "key":  # between the two, they do not fit
+            shutil.copy(certs / f"server2.{name}", tmp_path / f"new.{name}")
+            (tmp_path / f"new.{name}").replace(tmp_path / f"my.{name}")
+        wait_for(lambda: served_certificate(exporter) != before)
+        ready(exporter, certs)
+
+
+def test_faulty_reload_keeps_the_old(shm, tmp_path):
+    path = web_config(tmp_path / "web.yml", basic_auth_users={"alice": bcrypt("one")})
+    with exporting(shm, f"--web.config.file={path}") as exporter:
+        def status(password):
+            return curl(f"http://127.0.0.1:{exporter.port}/metrics", "-u", f"alice:{password}")
+
+        wait_for(lambda: status("one")[0] == 200)
+        assert b"\nwideep_web_config_reload_successful 1\n" in status("one")[2]
+        path.write_text("basic_auth_users: [")
+        wait_for(lambda: b"\nwideep_web_config_reload_successful 0\n" in status("one")[2])
+        assert b"\nwideep_web_config_reload_failures_total 1\n" in status("one")[2]
+        assert len([line for line in exporter.log if "is faulty" in line and "web.yml:" in line]) == 1
+        web_config(path, basic_auth_users={"alice": bcrypt("two")})
+        exporter.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: status("two")[0] == 200)
+        assert status("one")[0] == 401
+        wait_for(lambda: b"\nwideep_web_config_reload_successful 1\n" in status("two")[2])
+
+
+class Asker(threading.Thread):
+    """Asks over kept connections, one request after the other; any failure is one."""
+
+    def __init__(self, exporter, certs, stop):
+        super().__init__(daemon=True)
+        self.port, self.context, self.stop, self.answers, self.failures = exporter.port, tls_context(certs), stop, 0, []
+        self.start()
+
+    def run(self):
+        connection = None
+        while not self.stop.is_set():
+            try:
+                if connection is None:
+                    connection = http.client.HTTPSConnection("127.0.0.1", self.port, timeout=60, context=self.context)
+                connection.request("GET", "/metrics")
+                response = connection.getresponse()
+                body = response.read()
+                assert response.status == 200 and b"wideep_build_info" in body
+                self.answers += 1
+                if response.will_close:
+                    connection.close()
+                    connection = None
+            except Exception as error:  # noqa: BLE001
+                self.failures.append(error)
+                connection = None
+
+
+def test_no_request_fails_over_50_reloads(shm, tmp_path, certs):
+    path = web_config(tmp_path / "web.yml", tls_server_config=tls(certs))
+    with exporting(shm, f"--web.config.file={path}") as exporter:
+        ready(exporter, certs)
+        stop = threading.Event()
+        askers = [Asker(exporter, certs, stop) for _ in range(6)]
+        wait_for(lambda: all(asker.answers > 3 for asker in askers))
+        certificates = set()
+        for i in range(50):
+            name = ("server", "server2")[i % 2]
+            web_config(path, tls_server_config={"cert_file": str(certs / f"{name}.pem"),
+                                                "key_file": str(certs / f"{name}.key")})
+            before = sum("web configuration in use" in line for line in exporter.log)
+            exporter.process.send_signal(signal.SIGHUP)
+            wait_for(lambda: sum("web configuration in use" in line for line in exporter.log) > before, pause=0.01)
+            certificates.add(served_certificate(exporter))
+        answers = [asker.answers for asker in askers]
+        wait_for(lambda: all(asker.answers > n + 3 for asker, n in zip(askers, answers)))
+        stop.set()
+        for asker in askers:
+            asker.join(60)
+        assert [asker.failures for asker in askers] == [[]] * len(askers)
+        assert len(certificates) == 2
+        # the old servers are gone: nothing is left of them but one current
+        wait_for(lambda: exporter_threads(exporter) <= 12)
+
+
+def exporter_threads(exporter):
+    with open(f"/proc/{exporter.pid}/status", encoding="ascii") as file:
+        return int(re.search(r"(?m)^Threads:\s+(\d+)", file.read())[1])
