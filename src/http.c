@@ -8,8 +8,10 @@
 #include <gnutls/gnutls.h>
 #include <netdb.h>
 
-/* Bodies are of no use to anything here, but clients may send small ones. */
-#define BODY_MAX (64u << 10)
+/* Bodies are of no use to anything here, but clients may send small ones. A larger one is read to its end, so that the
+ * client sees the answer, unless it is larger still. */
+#define BODY_MAX         (64u << 10)
+#define BODY_MAX_SWALLOW (1u << 20)
 
 /* Of one request; what its memory holds is less. */
 #define NAMES_MAX 2048
@@ -498,6 +500,8 @@ static enum MHD_Result answer(struct exchange *exchange)
     if (check == PASSWORD_WRONG)
         return send_text_with(exchange, MHD_HTTP_UNAUTHORIZED, "a user name and its password are needed\n",
                               MHD_HTTP_HEADER_WWW_AUTHENTICATE, "Basic realm=\"wideep-exporter\", charset=\"UTF-8\"");
+    if (exchange->client->body_bytes > BODY_MAX)
+        return send_text(exchange, MHD_HTTP_CONTENT_TOO_LARGE, "no request here needs a body, let alone a large one\n");
     if (!exchange->route)
         return send_text(exchange, MHD_HTTP_NOT_FOUND, "not found; see / for what there is\n");
     if ((method_bit(exchange->method) & route.methods) == 0)
@@ -536,7 +540,7 @@ enum MHD_Result http_on_request(void *context, struct MHD_Connection *connection
     if (*data_size > 0) {
         client->body_bytes += *data_size;
         *data_size = 0;
-        return client->body_bytes > BODY_MAX ? MHD_NO : MHD_YES;
+        return client->body_bytes > BODY_MAX_SWALLOW ? MHD_NO : MHD_YES;
     }
     struct web *web = web_acquire(server->http);
     struct exchange exchange = {.http = server->http,

@@ -382,7 +382,7 @@ def test_names_render_no_whole_page():
         def counted():
             series = READ["text"](get(exporter, "text", path=path)[1])
             assert all(value == 0 for name, value in series.items() if name.startswith("wideep_render"))
-            return series[key("wideep_http_requests_total", code=200)] >= 20
+            return series[key("wideep_http_requests_total", code=200, handler="metrics")] >= 20
 
         wait_for(counted, pause=0)
 

@@ -123,8 +123,8 @@ def test_passwords(shm, tmp_path):
         for header in "Basic", "Basic !!!!", "Bearer x", "Basic " + base64.b64encode(b"alice").decode(), "Basic " + "A" * 9000:
             assert curl(f"{url}/metrics", "-H", f"Authorization: {header}")[0] == 401
         assert curl(f"{url}/nowhere", "-u", "alice:geheim")[0] == 404
-        page = curl(f"{url}/metrics", "-u", "alice:geheim")[2].decode()
-        assert re.search(r'(?m)^wideep_http_requests_total\{handler="metrics",code="401"\} \d\d', page)
+        counted = r'(?m)^wideep_http_requests_total\{handler="metrics",code="401"\} \d\d'
+        wait_for(lambda: re.search(counted, curl(f"{url}/metrics", "-u", "alice:geheim")[2].decode()))
 
 
 def test_headers(shm, tmp_path):
