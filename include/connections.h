@@ -55,8 +55,9 @@ void connections_reap(struct connections *connections, uint64_t now_ns);
 /* Whether there is room for another connection at all. */
 bool connections_has_room(struct connections *connections);
 
-/* Above the high-water mark, cuts one that is not being answered: of those that have waited longest, one that does not
- * send its request, or else one that is kept for later. To be called once for each connection accepted. */
+/* Above the high-water mark, cuts some that are not being answered: of those that have waited longest, first those that
+ * do not send their request, then those that are kept for later. To be called for each connection accepted, and when
+ * there is no room. */
 void connections_make_room(struct connections *connections, uint64_t now_ns);
 
 /* The same whatever the mark, to free a descriptor. */

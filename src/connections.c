@@ -3,6 +3,7 @@
 #include <linux/sockios.h>
 #include <linux/tcp.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stddef.h>
 #include <sys/ioctl.h>
@@ -92,6 +93,16 @@ static bool has_unsent(int fd)
     return ioctl(fd, SIOCOUTQ, &bytes) == 0 && bytes > 0;
 }
 
+/* The library does not see the end of a client's half that came along with its request, and would wait for more. What
+ * was received before can still be read. */
+static void pass_end_on(const struct connection *connection)
+{
+    struct pollfd polled = {.fd = connection->fd, .events = POLLRDHUP};
+
+    if (poll(&polled, 1, 0) > 0)
+        (void)shutdown(connection->fd, SHUT_RD);
+}
+
 static void cut(struct connections *connections, struct connection *connection, enum http_cut cause, uint64_t now_ns)
 {
     const struct linger reset = {.l_onoff = 1};
@@ -165,6 +176,7 @@ void connection_rests(struct connections *connections, struct connection *connec
     connection->look_ns = now_ns + LOOK_NS;
     connection->received = bytes_received(connection->fd);
     move(connections, connection, RESTING, now_ns);
+    pass_end_on(connection);
     (void)pthread_mutex_unlock(&connections->lock);
 }
 
@@ -188,6 +200,7 @@ static void reap_list(struct connections *connections, enum state state, uint64_
 static void look(struct connections *connections, struct connection *connection, uint64_t now_ns)
 {
     connection->look_ns = now_ns + LOOK_NS;
+    pass_end_on(connection);
     if (is_past(connection, connections->config.response_ns, now_ns) && has_unsent(connection->fd))
         cut(connections, connection, HTTP_CUT_READER, now_ns);
     else if (bytes_received(connection->fd) != connection->received)
@@ -212,8 +225,8 @@ void connections_reap(struct connections *connections, uint64_t now_ns)
 
 /* ---- room --------------------------------------------------------------------------------------------------- */
 
-/* With the lock held. */
-static void evict_one(struct connections *connections, uint64_t now_ns)
+/* With the lock held. Returns false when all are being answered. */
+static bool evict_one(struct connections *connections, uint64_t now_ns)
 {
     struct connection *receiving = connections->lists[RECEIVING].first;
     struct connection *resting = connections->lists[RESTING].first;
@@ -221,6 +234,7 @@ static void evict_one(struct connections *connections, uint64_t now_ns)
 
     if (chosen)
         cut(connections, chosen, HTTP_CUT_EVICTED, now_ns);
+    return chosen != NULL;
 }
 
 bool connections_has_room(struct connections *connections)
@@ -236,16 +250,17 @@ void connections_make_room(struct connections *connections, uint64_t now_ns)
     const unsigned most = connections->config.most;
 
     (void)pthread_mutex_lock(&connections->lock);
-    /* Those that are cut are as good as gone. */
-    if (connections->count - connections->cut_count >= most - most / 8)
-        evict_one(connections, now_ns);
+    /* Those that are cut are as good as gone. There can be several too many, since the library begins with a
+     * connection some time after it was accepted. */
+    while (connections->count - connections->cut_count >= most - most / 8 && evict_one(connections, now_ns))
+        ;
     (void)pthread_mutex_unlock(&connections->lock);
 }
 
 void connections_evict(struct connections *connections, uint64_t now_ns)
 {
     (void)pthread_mutex_lock(&connections->lock);
-    evict_one(connections, now_ns);
+    (void)evict_one(connections, now_ns);
     (void)pthread_mutex_unlock(&connections->lock);
 }
 

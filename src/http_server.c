@@ -204,7 +204,10 @@ static bool has_room(void *context)
 {
     struct http *http = context;
 
-    return connections_has_room(http->connections);
+    if (connections_has_room(http->connections))
+        return true;
+    connections_make_room(http->connections, wideep_i_clock_ns(CLOCK_MONOTONIC));
+    return false;
 }
 
 static void on_accepted(void *context, int fd, const struct sockaddr *address, socklen_t length)

@@ -1,0 +1,454 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Clients that are slow, broken or hostile: the daemon stays up, health answers in time, and what they took returns."""
+
+import contextlib
+import http.client
+import os
+import re
+import resource
+import select
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+import time
+
+import pytest
+
+from exporter_helpers import BUILD, Page, exporting, shared_directory, simulating, wait_for
+from web_helpers import (authority, bcrypt, certificate, count_fds, curl, open_raw, resident_bytes, tls_context,
+                         web_config)
+
+SANITIZED = BUILD.name not in ("build", "clang")
+# What is promised is 100 ms; a build with a sanitizer on a busy machine is given more.
+PROMPT_SECONDS = 1.0 if SANITIZED else 0.1
+MB = 1 << 20
+
+
+@pytest.fixture(scope="module", autouse=True)
+def many_descriptors():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.fixture
+def shm():
+    with shared_directory() as path:
+        yield path
+
+
+@pytest.fixture
+def exporter(shm):
+    with exporting(shm) as exporter:
+        exporter.scrape()
+        yield exporter
+
+
+@contextlib.contextmanager
+def large_page(shm, *flags):
+    """An exporter whose page is larger than what the kernel takes for a client that does not read."""
+    with simulating(shm, "--layers", 60, "--experts", 256, "--passes", 20, "--linger", 600) as sim:
+        sim.started()
+        with exporting(shm, "--debug.per-expert", *flags) as exporter:
+            wait_for(lambda: len(exporter.get()[1]) > MB)
+            yield exporter
+
+
+def seconds_of(ask, times=21):
+    out = []
+    for _ in range(times):
+        begin = time.monotonic()
+        ask()
+        out.append(time.monotonic() - begin)
+    return sorted(out)
+
+
+def check_prompt(exporter, path="/-/healthy"):
+    """In time as a rule. The test's own process and the other ones share the processors, hence not always."""
+    def ask():
+        response, _ = exporter.get(path)
+        assert response.status == 200
+
+    assert seconds_of(ask)[10] < PROMPT_SECONDS
+    return True
+
+
+def scrape_until_answered(exporter):
+    """A page, once there is a free slot."""
+    def attempt():
+        response, body = exporter.get()
+        return response.status == 200 and Page(body.decode())
+
+    return wait_for(attempt)
+
+
+def is_closed(sock):
+    """Whether the other side has ended it, with whatever it sent before."""
+    try:
+        while sock.recv(65536):
+            pass
+    except ConnectionError:
+        pass
+    return True
+
+
+def talk(exporter, data, end=False):
+    """All that comes back."""
+    with open_raw(exporter.port) as sock:
+        out = b""
+        try:
+            sock.sendall(data)
+            if end:
+                sock.shutdown(socket.SHUT_WR)
+            while True:
+                part = sock.recv(65536)
+                if not part:
+                    return out
+                out += part
+        except ConnectionError:
+            return out
+
+
+GET = b"GET /metrics HTTP/1.1\r\nHost: h\r\n\r\n"
+
+
+# ---- slow ------------------------------------------------------------------------------------------------------
+
+
+def test_three_thousand_slow_readers(shm):
+    with large_page(shm) as exporter, contextlib.ExitStack() as stack:
+        fds = count_fds(exporter.pid)
+        for _ in range(3000):
+            sock = stack.enter_context(open_raw(exporter.port, receive_bytes=4096))
+            sock.sendall(GET)
+        check_prompt(exporter)
+        check_prompt(exporter, "/-/ready")
+        # those that got a slot lose it with their connections; those that were refused may stay
+        page = scrape_until_answered(exporter)
+        assert page.one("wideep_http_requests_total", handler="metrics", code="503") > 0
+        stack.close()
+        wait_for(lambda: count_fds(exporter.pid) <= fds, 120)
+        page = scrape_until_answered(exporter)
+        assert page.one("wideep_http_connections_cut_total", cause="slow_reader") >= 40
+        check_prompt(exporter)
+
+
+def test_one_byte_a_second(shm):
+    with large_page(shm) as exporter, open_raw(exporter.port, receive_bytes=4096) as sock:
+        begin = time.monotonic()
+        sock.sendall(GET)
+
+        def is_reset():
+            assert sock.recv(1)  # there is more than that in this end's own kernel
+            poller = select.poll()
+            poller.register(sock, 0)
+            return poller.poll(0)
+
+        wait_for(is_reset, 90, pause=1)
+        assert time.monotonic() - begin > 5
+        assert scrape_until_answered(exporter).one("wideep_http_connections_cut_total", cause="slow_reader") == 1
+
+
+def test_slowloris(exporter):
+    """A byte now and then is activity, but no request."""
+    with contextlib.ExitStack() as stack:
+        socks = [stack.enter_context(open_raw(exporter.port)) for _ in range(300)]
+        for sock in socks[:100]:  # a whole request before, so that they are kept connections
+            sock.sendall(b"GET /-/ready HTTP/1.1\r\nHost: h\r\n\r\n")
+            assert sock.recv(4096).startswith(b"HTTP/1.1 200 ")
+        alive = set(socks)
+        for sock in socks:
+            sock.sendall(b"GET /metrics HTTP/1.1\r\nX: ")
+
+        def trickle():
+            for sock in list(alive):
+                sock.setblocking(False)
+                try:
+                    sock.send(b"x")
+                    if sock.recv(1) == b"":
+                        alive.discard(sock)
+                except BlockingIOError:
+                    pass
+                except ConnectionError:
+                    alive.discard(sock)
+            return not alive
+
+        trickle()
+        check_prompt(exporter)
+        exporter.scrape()
+        wait_for(trickle, 90, pause=0.5)
+    assert exporter.scrape().one("wideep_http_connections_cut_total", cause="slow_sender") == 300
+
+
+def test_slow_body(exporter):
+    with open_raw(exporter.port) as sock:
+        sock.sendall(b"GET /metrics HTTP/1.1\r\nHost: h\r\nContent-Length: 1000\r\n\r\nx")
+        assert is_closed(sock)
+    check_prompt(exporter)
+
+
+def test_silent_connection(exporter):
+    with open_raw(exporter.port) as sock:
+        assert is_closed(sock)
+
+
+# ---- limits ----------------------------------------------------------------------------------------------------
+
+
+def test_max_requests(shm):
+    with large_page(shm, "--web.max-requests=2") as exporter, contextlib.ExitStack() as stack:
+        for _ in range(2):
+            sock = stack.enter_context(open_raw(exporter.port, receive_bytes=4096))
+            sock.sendall(GET)
+            assert sock.recv(10)
+        response, body = exporter.get()
+        assert response.status == 503 and b"too many requests" in body
+        assert response.headers["Retry-After"] == "1"
+        assert exporter.get("/-/healthy")[0].status == 200
+        stack.close()
+        scrape_until_answered(exporter)
+
+
+def test_oldest_idle_is_evicted(shm):
+    """At its limit of connections the daemon makes room for new ones."""
+    with contextlib.ExitStack() as stack:
+        exporter = stack.enter_context(exporting_within(shm, 600))
+        socks = [stack.enter_context(open_raw(exporter.port)) for _ in range(1000)]
+        check_prompt(exporter)
+        page = exporter.wait_page(lambda page: page.one("wideep_http_connections_cut_total", cause="evicted") >= 600)
+        assert page.one("process_max_fds") == 600
+        exporter.wait_page(lambda page: page.one("wideep_http_connections") <= 600 - 256)
+        assert is_closed(socks[0])
+
+
+@contextlib.contextmanager
+def exporting_within(shm, descriptors):
+    """An exporter that may not have more descriptors than that: it inherits the limit."""
+    with exporting(shm, prefix=("sh", "-c", f'ulimit -n {descriptors}; exec "$0" "$@"')) as exporter:
+        yield exporter
+
+
+def test_out_of_descriptors(exporter):
+    """Nobody can be let in, which is said once; when there are descriptors again, all goes on."""
+    now = count_fds(exporter.pid)
+    limit = resource.prlimit(exporter.pid, resource.RLIMIT_NOFILE, (now - 1, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    with contextlib.ExitStack() as stack:
+        socks = [stack.enter_context(open_raw(exporter.port)) for _ in range(5)]
+        for sock in socks:
+            sock.sendall(b"GET /-/healthy HTTP/1.1\r\nHost: h\r\n\r\n")
+        wait_for(lambda: any("cannot accept connections" in line for line in exporter.log))
+        resource.prlimit(exporter.pid, resource.RLIMIT_NOFILE, limit)
+        for sock in socks:
+            assert sock.recv(4096).startswith(b"HTTP/1.1 200 ")
+    exporter.wait_page(lambda page: page.one("wideep_http_out_of_descriptors_total") > 0)
+    assert sum("cannot accept connections" in line for line in exporter.log) == 1
+
+
+@pytest.mark.slow
+def test_ten_thousand_abandoned(exporter):
+    fds, memory = count_fds(exporter.pid), resident_bytes(exporter.pid)
+    for i in range(20):
+        with contextlib.ExitStack() as stack:
+            socks = [stack.enter_context(open_raw(exporter.port)) for _ in range(500)]
+            for j, sock in enumerate(socks):
+                if (i + j) % 3:
+                    sock.sendall(GET if (i + j) % 3 == 1 else GET[:20])
+        if i % 5 == 0:
+            check_prompt(exporter)
+    wait_for(lambda: count_fds(exporter.pid) <= fds, 120)
+    assert exporter.scrape().one("wideep_http_connections_accepted_total") >= 10000
+    if not SANITIZED:  # which keep what was freed
+        assert resident_bytes(exporter.pid) < memory + 24 * MB
+    check_prompt(exporter)
+
+
+# ---- odd -------------------------------------------------------------------------------------------------------
+
+
+def test_half_closed(exporter):
+    out = talk(exporter, GET, end=True)
+    assert out.startswith(b"HTTP/1.1 200 ") and b"wideep_build_info" in out
+
+
+def test_pipelined(exporter):
+    last = b"GET /-/ready HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+    out = talk(exporter, 50 * b"GET /-/healthy HTTP/1.1\r\nHost: h\r\n\r\n" + last)
+    assert out.count(b"HTTP/1.1 200 OK\r\n") == 51 and out.count(b"\r\n\r\nok\n") == 50 and out.endswith(b"ready\n")
+
+
+def test_old_protocol(exporter):
+    out = talk(exporter, b"GET /-/healthy HTTP/1.0\r\n\r\n")
+    assert re.match(rb"HTTP/1\.[01] 200 ", out) and out.endswith(b"ok\n")
+
+
+def status_of(out):
+    found = re.match(rb"HTTP/1\.[01] (\d+) ", out)
+    return int(found[1]) if found else 0
+
+
+@pytest.mark.parametrize("name,data", [
+    ("empty lines", b"\r\n" * 5000),
+    ("no version", b"GET /metrics\r\n\r\n"),
+    ("strange version", b"GET /metrics HTTP/9.9\r\n\r\n"),
+    ("no method", b" /metrics HTTP/1.1\r\nHost: h\r\n\r\n"),
+    ("method alone", b"GET\r\n\r\n"),
+    ("random bytes", bytes(range(256)) * 40 + b"\r\n\r\n"),
+    ("NULs", b"\0" * 9000),
+    ("TLS hello", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x55" * 500),
+    ("header without colon", b"GET /metrics HTTP/1.1\r\nHost: h\r\nnonsense\r\n\r\n"),
+    ("header without name", b"GET /metrics HTTP/1.1\r\n: x\r\n\r\n"),
+    ("NUL in a header", b"GET /metrics HTTP/1.1\r\nHost: h\r\nX: a\0b\r\n\r\n"),
+    ("bad length", b"GET /metrics HTTP/1.1\r\nHost: h\r\nContent-Length: -5\r\n\r\n"),
+    ("huge length", b"GET /metrics HTTP/1.1\r\nHost: h\r\nContent-Length: 99999999999999999999999\r\n\r\n"),
+    ("bad chunks", b"POST /metrics HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n\r\n"),
+    ("long line", b"GET /" + b"a" * 300000 + b" HTTP/1.1\r\nHost: h\r\n\r\n"),
+    ("long header", b"GET /metrics HTTP/1.1\r\nHost: h\r\nX: " + b"a" * 300000 + b"\r\n\r\n"),
+    ("many headers", b"GET /metrics HTTP/1.1\r\nHost: h\r\n" + b"X: y\r\n" * 60000 + b"\r\n"),
+    ("connect", b"CONNECT h:80 HTTP/1.1\r\nHost: h\r\n\r\n"),
+    ("asterisk", b"OPTIONS * HTTP/1.1\r\nHost: h\r\n\r\n"),
+    ("whole address", b"GET http://h/metrics HTTP/1.1\r\nHost: h\r\n\r\n"),
+])
+def test_malformed(exporter, name, data):
+    """An error, or an end; what can be read as a request may be answered. Never silence, and no harm to others."""
+    status = status_of(talk(exporter, data, end=True))
+    assert status == 0 or status == 200 or 400 <= status < 500 or status == 505
+    if name.startswith(("long", "many")):
+        assert status in (0, 400, 413, 414, 431)
+    check_prompt(exporter)
+
+
+@pytest.mark.parametrize("path", [
+    "/..", "/../../etc/passwd", "/metrics/..", "/./metrics", "//metrics", "/metrics/", "/metrics%00", "/metrics%00.txt",
+    "/%00", "/%2e%2e/metrics", "/-/healthy%00", "/-/", "/METRICS", "/%", "/%zz", "/\xff\xfe", "/metrics;x", "/-/healthy/x"])
+def test_paths(exporter, path):
+    out = talk(exporter, f"GET {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n".encode("latin-1"))
+    assert status_of(out) == 404
+
+
+def test_bodies(exporter):
+    for body in b"x", b"y" * 60000:
+        response, page = exporter.get(body=body)
+        assert response.status == 200 and b"wideep_build_info" in page
+    chunks = b"".join(b"%x\r\n%s\r\n" % (1000, b"z" * 1000) for _ in range(1000)) + b"0\r\n\r\n"
+    head = b"GET /metrics HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert status_of(talk(exporter, head + chunks)) in (0, 413)
+    check_prompt(exporter)
+
+
+@pytest.mark.parametrize("times", [100, 1000, 20000])
+def test_many_arguments(exporter, times):
+    query = "&".join("name[]=wideep_build_info" for _ in range(times))
+    out = talk(exporter, f"GET /metrics?{query} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n".encode(), end=True)
+    assert status_of(out) in ((200,) if times == 100 else (0, 200, 400, 413, 414, 431))
+    check_prompt(exporter)
+
+
+@pytest.mark.parametrize("method,allowed", [("POST", False), ("PUT", False), ("DELETE", False), ("OPTIONS", False),
+                                            ("TRACE", False), ("BREW", False), ("HEAD", True), ("get", False)])
+def test_methods(exporter, method, allowed):
+    for path in "/metrics", "/-/healthy", "/-/ready", "/":
+        response, body = exporter.get(path, method=method)
+        assert response.status == (200 if allowed else 405)
+        if allowed:
+            assert body == b"" and int(response.headers["Content-Length"]) > 0
+        else:
+            assert response.headers["Allow"] == "GET, HEAD" and body.endswith(b"\n") and len(body) < 100
+    assert exporter.get("/nowhere", method=method)[0].status == 404
+
+
+# ---- TLS and passwords -----------------------------------------------------------------------------------------
+
+
+def test_tls_handshakes(shm, tmp_path):
+    """Abandoned, garbled, and never begun."""
+    authority(tmp_path, "ca")
+    certificate(tmp_path, "server", "ca")
+    path = web_config(tmp_path / "web.yml", tls_server_config={"cert_file": "server.pem", "key_file": "server.key"})
+
+    def check(exporter):
+        done = []
+
+        def ask():
+            connection = http.client.HTTPSConnection("127.0.0.1", exporter.port, timeout=60,
+                                                     context=tls_context(tmp_path))
+            connection.request("GET", "/-/healthy")
+            done.append(connection.getresponse().read())
+            connection.close()
+
+        assert seconds_of(ask)[10] < 10 * PROMPT_SECONDS and set(done) == {b"ok\n"}
+
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = tls_context(tmp_path).wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
+    with contextlib.suppress(ssl.SSLWantReadError):
+        client.do_handshake()
+    hello = outgoing.read()
+    with exporting(shm, f"--web.config.file={path}") as exporter:
+        check(exporter)
+        fds = count_fds(exporter.pid)
+        with contextlib.ExitStack() as stack:
+            for i in range(400):
+                sock = stack.enter_context(open_raw(exporter.port))
+                sock.sendall((hello, hello[:50], b"\x16\x03" + bytes(range(200)), b"")[i % 4] or b"\0")
+            check(exporter)
+            for i in range(100):
+                with open_raw(exporter.port) as sock:
+                    sock.sendall(hello)
+            check(exporter)
+            # renegotiation was the way to have a server compute for nothing
+            done = subprocess.run(["openssl", "s_client", "-connect", f"127.0.0.1:{exporter.port}", "-tls1_2"],
+                                  input=b"R\nR\nR\n", capture_output=True, timeout=120)
+            assert b"BEGIN CERTIFICATE" in done.stdout
+            check(exporter)
+            wait_for(lambda: count_fds(exporter.pid) <= fds, 90)  # they are cut, although their clients hold on
+
+
+def test_guessing(shm, tmp_path):
+    """Guessers keep each other waiting, and nobody whose password is known."""
+    path = web_config(tmp_path / "web.yml", basic_auth_users={"alice": bcrypt("right", 1 << 10)})
+    with exporting(shm, f"--web.config.file={path}") as exporter:
+        url = f"http://127.0.0.1:{exporter.port}"
+        wait_for(lambda: curl(f"{url}/-/healthy", "-u", "alice:right")[0] == 200)
+        stop, statuses = threading.Event(), []
+
+        def guess(i):
+            while not stop.is_set():
+                with exporter.connection() as connection:
+                    connection.request("GET", "/metrics", headers={"Authorization": f"Basic {GUESSES[i % 2]}"})
+                    statuses.append(connection.getresponse().status)
+
+        guessers = [threading.Thread(target=guess, args=(i,), daemon=True) for i in range(40)]
+        for guesser in guessers:
+            guesser.start()
+        wait_for(lambda: len(statuses) > 100)
+
+        def ask():
+            response, _ = exporter.get("/-/healthy", headers={"Authorization": "Basic YWxpY2U6cmlnaHQ="})
+            assert response.status == 200
+
+        # they take a processor, and the interpreter of this test another
+        assert seconds_of(ask)[10] < 5 * PROMPT_SECONDS
+        stop.set()
+        for guesser in guessers:
+            guesser.join(60)
+        assert set(statuses) <= {401, 503} and 401 in statuses
+        exporter.process.terminate()
+        assert exporter.process.wait(30) == 0
+
+
+GUESSES = "YWxpY2U6d3Jvbmc=", "Ym9iOndyb25n"  # alice:wrong, bob:wrong
+
+
+# ---- load ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(SANITIZED, reason="measures the plain build")
+@pytest.mark.skipif(not shutil.which("wrk"), reason="wrk is not installed")
+def test_wrk(exporter):
+    done = subprocess.run(["wrk", "-t2", "-c256", "-d5s", f"http://127.0.0.1:{exporter.port}/metrics"],
+                          capture_output=True, text=True, timeout=120, check=True)
+    assert "Socket errors" not in done.stdout, done.stdout
+    assert int(re.search(r"(\d+) requests in", done.stdout)[1]) > 1000
+    wait_for(lambda: exporter.scrape().one("wideep_http_connections") < 5)
