@@ -45,10 +45,6 @@ int options_parse(struct options *ret, int argc, char *const *argv, char *error,
 /* Logs each variable of the environment that is none of ours but nearly so, with the one it was meant to be. */
 void options_warn_misspelt(char *const *environment);
 
-/* A duration as Go and Prometheus write it: 250ms, 10s, 1m30s, 1h, or a bare 0. False for anything else, and for what
- * is too long for 64 bits. Any thread. */
-bool options_parse_duration(const char *text, uint64_t *ret_ns);
-
 void options_print_help(FILE *file);
 
 #endif

@@ -5,6 +5,7 @@
 #define WIDEEP_TEXT_H
 
 #include <stddef.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 /* Room for any 64-bit number in any of the forms below, with its NUL. */
@@ -27,5 +28,9 @@ size_t text_double(char *ret, double value);
 /* Escapes a label value as both exposition formats do: backslash, newline, double quote. `size` must be at least
  * 2 × length + 1. Returns the length. */
 size_t text_escape_label(char *ret, size_t size, const char *text, size_t length);
+
+/* A duration as Go and Prometheus write it: 250ms, 10s, 1m30s, 1h, or a bare 0. False for anything else, and for what
+ * is too long for 64 bits. Any thread. */
+bool text_duration(const char *text, uint64_t *ret_ns);
 
 #endif

@@ -61,6 +61,10 @@ struct web_config {
     struct web_header *headers; /* for every response; those given empty are left out, which is what empty means */
     unsigned header_count;
 
+    /* One request in so long, and so many at once after a pause (at least 1). 0: no limit. */
+    uint64_t rate_interval_ns;
+    uint32_t rate_burst;
+
     struct web_user *users; /* none: no password is asked for */
     unsigned user_count;
     struct web_auth *auth; /* web_config_authenticate()'s own */

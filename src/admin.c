@@ -1,7 +1,6 @@
 #include "admin.h"
 
 #include "log.h"
-#include "options.h"
 #include "reply.h"
 #include "text.h"
 
@@ -118,7 +117,7 @@ static bool parse_wish(const struct admin *admin, const struct http_request *req
 
     *ret_duration_ns = admin->duration_ns;
     memset(ret_layers, 0xff, sizeof *ret_layers);
-    if (duration && (!options_parse_duration(duration, ret_duration_ns) || *ret_duration_ns == 0)) {
+    if (duration && (!text_duration(duration, ret_duration_ns) || *ret_duration_ns == 0)) {
         http_reply_text(reply, 400, "duration must be a time such as 30s, 5m or 1m30s; DELETE ends the series\n");
         return false;
     }

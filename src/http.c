@@ -25,12 +25,24 @@ struct client {
     bool verified; /* its certificate has been looked at and is good */
     /* of the request under way */
     bool limited;
+    bool paid; /* has passed the rate limit: it comes again when its password is checked */
     uint64_t body_bytes;
     struct auth_task task; /* while its password is checked, for which the connection is suspended */
     struct web *task_web;
     char *task_user, *task_password; /* the library's memory; NULL: none */
     enum auth_verdict verdict;
     struct MHD_Connection *suspended;
+};
+
+struct exchange;
+
+struct route {
+    const char *path; /* NULL: the telemetry path */
+    const char *handler;
+    unsigned methods;
+    bool limited;
+    enum MHD_Result (*send)(struct exchange *exchange); /* NULL: `other` */
+    const struct http_route *other;
 };
 
 /* A request that is whole, while a handler answers it. */
@@ -41,7 +53,8 @@ struct exchange {
     struct MHD_Connection *connection;
     struct web *web;                 /* the newest */
     const struct web_config *config; /* its; NULL: none */
-    const struct route *route;
+    const struct route *route;       /* to `found`; NULL: there is none */
+    struct route found;
     const char *method, *path;
     char *user; /* NULL: none was asked for */
 };
@@ -87,15 +100,6 @@ static void count_response(const char *handler, unsigned code, size_t bytes)
 }
 
 /* ---- routes ------------------------------------------------------------------------------------------------- */
-
-struct route {
-    const char *path; /* NULL: the telemetry path */
-    const char *handler;
-    unsigned methods;
-    bool limited;
-    enum MHD_Result (*send)(struct exchange *exchange); /* NULL: `other` */
-    const struct http_route *other;
-};
 
 static enum MHD_Result send_metrics(struct exchange *exchange);
 static enum MHD_Result send_healthy(struct exchange *exchange);
@@ -178,9 +182,9 @@ static enum MHD_Result send_text(struct exchange *exchange, unsigned code, const
     return send_text_with(exchange, code, text, NULL, NULL);
 }
 
-static enum MHD_Result send_busy(struct exchange *exchange, const char *text)
+static enum MHD_Result send_busy(struct exchange *exchange, unsigned code, const char *text)
 {
-    return send_text_with(exchange, MHD_HTTP_SERVICE_UNAVAILABLE, text, MHD_HTTP_HEADER_RETRY_AFTER, "1");
+    return send_text_with(exchange, code, text, MHD_HTTP_HEADER_RETRY_AFTER, "1");
 }
 
 static void release_snapshot(void *snapshot)
@@ -482,35 +486,58 @@ static void give_slot_back(struct client *client)
     client->limited = false;
 }
 
+/* The rate limit of the configuration as a token bucket, in the form that keeps one number: the time at which what was
+ * let through would have come at the even rate (the generic cell rate algorithm of ITU-T I.371). */
+static bool is_within_rate(struct exchange *exchange)
+{
+    const struct web_config *config = exchange->config;
+    struct web *web = exchange->web;
+    uint64_t now_ns = wideep_i_clock_ns(CLOCK_MONOTONIC), next;
+
+    if (!config || config->rate_interval_ns == 0 || exchange->client->paid)
+        return true;
+    exchange->client->paid = true;
+    uint64_t before = __atomic_load_n(&web->rate_ns, __ATOMIC_RELAXED);
+    do {
+        uint64_t ahead_ns = before > now_ns ? before - now_ns : 0;
+        if (ahead_ns / config->rate_interval_ns >= config->rate_burst)
+            return false;
+        next = now_ns + ahead_ns + config->rate_interval_ns;
+    } while (!__atomic_compare_exchange_n(&web->rate_ns, &before, next, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+    return true;
+}
+
 /* Whoever may not ask learns nothing of what there is. */
 static enum MHD_Result answer(struct exchange *exchange)
 {
-    struct route route;
+    const struct route *route = find_route(exchange->http, exchange->path, &exchange->found) ? &exchange->found : NULL;
 
-    if (find_route(exchange->http, exchange->path, &route))
-        exchange->route = &route;
+    exchange->route = route;
     if (!has_certificate(exchange))
         return send_text(exchange, MHD_HTTP_FORBIDDEN, "a valid client certificate is needed\n");
+    if (!is_within_rate(exchange))
+        return send_busy(exchange, MHD_HTTP_TOO_MANY_REQUESTS, "too many requests; rate_limit is the limit\n");
     enum password_check check = check_password(exchange);
     if (check == PASSWORD_PENDING)
         return MHD_YES;
     forget_password(exchange->client);
     if (check == PASSWORD_BUSY)
-        return send_busy(exchange, "too many passwords are being checked\n");
+        return send_busy(exchange, MHD_HTTP_SERVICE_UNAVAILABLE, "too many passwords are being checked\n");
     if (check == PASSWORD_WRONG)
         return send_text_with(exchange, MHD_HTTP_UNAUTHORIZED, "a user name and its password are needed\n",
                               MHD_HTTP_HEADER_WWW_AUTHENTICATE, "Basic realm=\"wideep-exporter\", charset=\"UTF-8\"");
     if (exchange->client->body_bytes > BODY_MAX)
         return send_text(exchange, MHD_HTTP_CONTENT_TOO_LARGE, "no request here needs a body, let alone a large one\n");
-    if (!exchange->route)
+    if (!route)
         return send_text(exchange, MHD_HTTP_NOT_FOUND, "not found; see / for what there is\n");
-    if ((method_bit(exchange->method) & route.methods) == 0)
+    if ((method_bit(exchange->method) & route->methods) == 0)
         return send_not_allowed(exchange);
     if (!take_slot(exchange)) {
         give_slot_back(exchange->client);
-        return send_busy(exchange, "too many requests at once; --web.max-requests is the limit\n");
+        return send_busy(exchange, MHD_HTTP_SERVICE_UNAVAILABLE,
+                         "too many requests at once; --web.max-requests is the limit\n");
     }
-    return route.send ? route.send(exchange) : send_reply(exchange);
+    return route->send ? route->send(exchange) : send_reply(exchange);
 }
 
 static struct client *client_of(struct MHD_Connection *connection)
@@ -534,6 +561,7 @@ enum MHD_Result http_on_request(void *context, struct MHD_Connection *connection
     if (!*state) {
         *state = client;
         client->body_bytes = 0;
+        client->paid = false;
         (void)__atomic_add_fetch(&in_flight, 1, __ATOMIC_RELAXED);
         return MHD_YES;
     }

@@ -16,6 +16,7 @@
 /* A web configuration with the number of its users: the server that was started with it, and requests. */
 struct web {
     struct web_config *config; /* NULL: plain HTTP, no passwords, no headers */
+    uint64_t rate_ns;          /* when the requests answered so far are paid for, one an interval; atomic */
     int references;
 };
 

@@ -158,20 +158,17 @@ static struct MHD_Daemon *start_daemon(struct server *server)
                             MHD_OPTION_ARRAY, tls, MHD_OPTION_END);
 }
 
-/* Takes a reference to `web` over, also on failure. */
 static int server_new(struct server **ret, struct http *http, struct web *web)
 {
     struct server *server = calloc(1, sizeof *server);
 
-    if (!server) {
-        web_release(web);
+    if (!server)
         return -ENOMEM;
-    }
     server->http = http;
-    server->web = web;
+    server->web = web_ref(web);
     server->daemon = start_daemon(server);
     if (!server->daemon) {
-        web_release(web);
+        web_release(server->web);
         free(server);
         return -EIO;
     }
@@ -298,7 +295,7 @@ static int use_config(struct http *http, struct web_config *config)
 
     if (!web)
         return -ENOMEM;
-    int error = server_new(&server, http, web_ref(web));
+    int error = server_new(&server, http, web);
     if (error)
         web_release(web);
     else
@@ -397,8 +394,12 @@ static void render_landing(struct http *http)
                    "<style>body{font-family:sans-serif;margin:2em;max-width:40em}</style></head>\n"
                    "<body><h1>wideep-exporter</h1>\n"
                    "<p>Load balance and batch overlap of wide expert-parallel engines. Version %s.</p>\n"
-                   "<ul><li><a href=\"%s\">Metrics</a></li><li><a href=\"/-/healthy\">Health</a></li>"
-                   "<li><a href=\"/-/ready\">Readiness</a></li></ul></body></html>\n",
+                   "<ul><li><a href=\"%s\">Metrics</a></li>\n"
+                   "<li><a href=\"/lb\">For load balancers</a>, <a href=\"/lb/metrics\">as metrics</a></li>\n"
+                   "<li><a href=\"/api/v1/state\">State</a> as JSON</li>\n"
+                   "<li><a href=\"/-/debug/per-expert\">Per-expert series</a>: what is on</li>\n"
+                   "<li><a href=\"/-/healthy\">Health</a>, <a href=\"/-/ready\">readiness</a></li></ul>"
+                   "</body></html>\n",
                    http->config.version, http->config.telemetry_path);
 }
 

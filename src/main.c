@@ -229,7 +229,7 @@ static int serve(const struct options *options, const sigset_t *signals)
     const uint64_t stale_ns = 10 * options->collect_interval_ns;
     struct http_config http = {.telemetry_path = options->telemetry_path,
                                .stale_ns = stale_ns > 10 * SECOND_NS ? stale_ns : 10 * SECOND_NS,
-                               .version = WIDEEP_VERSION,
+                               .version = WIDEEP_VERSION " (commit " WIDEEP_COMMIT ")",
                                .max_requests = (unsigned)options->max_requests,
                                .web_config_file = options->web_config_file[0] ? options->web_config_file : NULL};
     struct service service = {.options = options};

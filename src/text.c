@@ -1,8 +1,8 @@
 #include "text.h"
 
 #include <assert.h>
+#include <ctype.h>
 #include <math.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -124,4 +124,58 @@ size_t text_escape_label(char *ret, size_t size, const char *text, size_t length
     }
     ret[out] = 0;
     return out;
+}
+
+/* ---- durations ---------------------------------------------------------------------------------------------- */
+
+#define US UINT64_C(1000)
+#define S  (1000 * 1000 * US)
+
+/* Digits with an optional fraction, in units of `unit_ns`; digits below a nanosecond are dropped. */
+static bool scale_decimal(const char *text, size_t length, uint64_t unit_ns, uint64_t *ret_ns)
+{
+    uint64_t whole = 0, fraction_ns = 0, place_ns = unit_ns;
+    bool in_fraction = false;
+
+    for (size_t i = 0; i < length; i++) {
+        uint64_t digit = (uint64_t)(text[i] - '0');
+        if (text[i] == '.') {
+            if (in_fraction)
+                return false;
+            in_fraction = true;
+        } else if (in_fraction) {
+            place_ns /= 10;
+            fraction_ns += digit * place_ns;
+        } else if (__builtin_mul_overflow(whole, 10, &whole) || __builtin_add_overflow(whole, digit, &whole)) {
+            return false;
+        }
+    }
+    return !__builtin_mul_overflow(whole, unit_ns, ret_ns) && !__builtin_add_overflow(*ret_ns, fraction_ns, ret_ns);
+}
+
+bool text_duration(const char *text, uint64_t *ret_ns)
+{
+    static const struct {
+        const char *unit;
+        uint64_t ns;
+    } units[] = {{"ns", 1}, {"us", US}, {"µs", US}, {"ms", 1000 * US}, {"s", S}, {"m", 60 * S}, {"h", 3600 * S}};
+    uint64_t sum_ns = 0;
+
+    if (*text == 0)
+        return false;
+    if (strcmp(text, "0") == 0)
+        text++;
+    while (*text) {
+        size_t digits = strspn(text, "0123456789."), length = strcspn(text + digits, "0123456789.");
+        uint64_t unit_ns = 0, term_ns;
+        for (size_t i = 0; i < sizeof units / sizeof *units; i++)
+            if (strlen(units[i].unit) == length && strncmp(text + digits, units[i].unit, length) == 0)
+                unit_ns = units[i].ns;
+        if (!isdigit((unsigned char)*text) || unit_ns == 0 || !scale_decimal(text, digits, unit_ns, &term_ns) ||
+            __builtin_add_overflow(sum_ns, term_ns, &sum_ns))
+            return false;
+        text += digits + length;
+    }
+    *ret_ns = sum_ns;
+    return true;
 }

@@ -2,6 +2,7 @@
 
 #include "log.h"
 #include "nearest.h"
+#include "text.h"
 #include "web_auth.h"
 #include "web_tls.h"
 #include "web_yaml.h"
@@ -26,7 +27,8 @@
 #define FILE_SIZE_MAX ((size_t)1 << 20)
 
 /* From this cost on, one computation takes seconds. */
-#define COST_WARN 15
+#define RATE_BURST_MAX 1000000u
+#define COST_WARN      15
 
 /* What is given as a file or in place. */
 enum part { PART_CERT, PART_KEY, PART_CLIENT_CA, PARTS };
@@ -662,30 +664,42 @@ static int read_users(struct loader *loader, const struct key_row *row, const ya
     return result;
 }
 
-/* A limit that is asked for and not kept is worse than none, so only "off" is taken. */
 static int read_rate_interval(struct loader *loader, const struct key_row *row, const yaml_node_t *value)
 {
     const char *text;
     int result = take_text(loader, row->name, value, &text);
 
-    if (result != 0 || text[strspn(text, "0.hmnsuµ")] == 0) /* nothing but zeros and units */
+    if (result != 0 || text_duration(text, &loader->config->rate_interval_ns))
         return result;
-    return fail(loader, -EINVAL, web_yaml_line(value),
-                "rate_limit is not supported; leave it out, and bound requests in flight with --web.max-requests");
+    return fail(loader, -EINVAL, web_yaml_line(value), "%s: '%.80s' is no duration; give one as 100ms or 1s", row->name,
+                text);
 }
 
 static int read_rate_burst(struct loader *loader, const struct key_row *row, const yaml_node_t *value)
 {
     const char *text;
+    char *end;
+    int result = take_text(loader, row->name, value, &text);
 
-    return take_text(loader, row->name, value, &text);
+    if (result != 0)
+        return result;
+    unsigned long burst = strtoul(text, &end, 10);
+    if (!isdigit((unsigned char)*text) || *end || burst > RATE_BURST_MAX)
+        return fail(loader, -EINVAL, web_yaml_line(value), "%s: '%.80s' is not a whole number from 0 to %u", row->name,
+                    text, RATE_BURST_MAX);
+    loader->config->rate_burst = (uint32_t)burst;
+    return 0;
 }
 
 static int read_rate_limit(struct loader *loader, const struct key_row *row, const yaml_node_t *value)
 {
     static const struct key_row rows[] = {{"interval", read_rate_interval, 0}, {"burst", read_rate_burst, 0}};
+    int result = read_mapping(loader, row->name, rows, COUNT(rows), value);
 
-    return read_mapping(loader, row->name, rows, COUNT(rows), value);
+    if (result == 0 && loader->config->rate_interval_ns > 0 && loader->config->rate_burst == 0)
+        return fail(loader, -EINVAL, web_yaml_line(value),
+                    "rate_limit without a burst would answer no request; give burst: 1 or more");
+    return result;
 }
 
 /* ---- the whole ---------------------------------------------------------------------------------------------- */

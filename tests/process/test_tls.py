@@ -8,6 +8,7 @@ import shutil
 import signal
 import ssl
 import threading
+import time
 
 import pytest
 
@@ -134,6 +135,21 @@ def test_headers(shm, tmp_path):
         for path in "/metrics", "/-/healthy", "/", "/nowhere":
             response, _ = exporter.get(path)
             assert {name: response.headers[name] for name in headers} == headers
+
+
+def test_rate_limit(shm, tmp_path):
+    """As many at once as the burst, then one in an interval: nobody else is turned away for long."""
+    with exporting(shm, config(tmp_path, rate_limit={"interval": "1s", "burst": 5})) as exporter:
+        began = time.monotonic()
+        answered, refused = 0, None
+        for _ in range(40):
+            response, body = exporter.get("/-/healthy")
+            assert response.status in (200, 429)
+            answered += response.status == 200
+            refused = (response, body) if response.status == 429 else refused
+        assert 5 <= answered <= 6 + time.monotonic() - began < 40
+        assert refused and refused[0].headers["Retry-After"] == "1" and b"rate_limit" in refused[1]
+        wait_for(lambda: exporter.get("/-/healthy")[0].status == 200, pause=0.5)
 
 
 def test_faulty_configuration_does_not_start(shm, tmp_path):

@@ -4,9 +4,12 @@
 #include <arpa/inet.h>
 #include <check.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <netdb.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static struct sockaddr_in loopback(uint16_t port)
@@ -110,6 +113,40 @@ START_TEST(a_port_that_is_taken_is_not_passed_over)
 }
 END_TEST
 
+START_TEST(unix_sockets)
+{
+    char directory[] = "/tmp/wideep-listen.XXXXXX", address[120], error[300], *path = address + strlen("unix:");
+    struct stat status;
+    int fd = -1, second = -1;
+
+    ck_assert_ptr_nonnull(mkdtemp(directory));
+    (void)snprintf(address, sizeof address, "unix:%s/s?mode=0640", directory);
+    ck_assert(listen_address_valid(address));
+    ck_assert_int_eq(listen_open(address, &fd, error, sizeof error), 0);
+    *strchr(path, '?') = 0;
+    ck_assert_int_eq(stat(path, &status), 0);
+    ck_assert_uint_eq(status.st_mode & 0777, 0640);
+    ck_assert_int_eq(listen_open(address, &second, error, sizeof error), -EADDRINUSE); /* somebody listens there */
+    ck_assert_ptr_nonnull(strstr(error, "another process"));
+    (void)close(fd); /* as a process does that is killed: the file stays */
+    ck_assert_int_eq(listen_open(address, &fd, error, sizeof error), 0);
+    ck_assert_int_eq(stat(path, &status), 0);
+    ck_assert_uint_eq(status.st_mode & 0777, LISTEN_UNIX_MODE);
+    listen_remove(address);
+    (void)close(fd);
+    ck_assert_int_ne(stat(path, &status), 0);
+    fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    ck_assert_int_ge(fd, 0);
+    (void)close(fd);
+    ck_assert_int_eq(listen_open(address, &second, error, sizeof error), -EEXIST); /* no socket: it is somebody's */
+    ck_assert_int_eq(unlink(path), 0);
+    ck_assert_int_eq(rmdir(directory), 0);
+    ck_assert(!listen_address_valid("unix:"));
+    ck_assert(!listen_address_valid("unix:/tmp/s?mode=99"));
+    ck_assert(!listen_address_valid("unix:/tmp/s?mode="));
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("listen");
@@ -118,6 +155,7 @@ int main(void)
     tcase_add_test(tcase, opens);
     tcase_add_test(tcase, an_address_that_this_machine_lacks_is_passed_over);
     tcase_add_test(tcase, a_port_that_is_taken_is_not_passed_over);
+    tcase_add_test(tcase, unix_sockets);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);
