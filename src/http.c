@@ -315,14 +315,29 @@ static enum MHD_Result send_not_allowed(struct exchange *exchange)
 
 /* ---- handlers of other modules ------------------------------------------------------------------------------ */
 
+struct argument {
+    const char *name;
+    const char *value; /* NULL: not found yet */
+};
+
+static enum MHD_Result compare_argument(void *context, enum MHD_ValueKind kind, const char *name, const char *value)
+{
+    struct argument *argument = context;
+
+    (void)kind;
+    if (strcmp(name, argument->name) != 0)
+        return MHD_YES;
+    argument->value = value ? value : "";
+    return MHD_NO;
+}
+
+/* The library's own look-up takes a and A for the same. */
 const char *http_argument(const struct http_request *request, const char *name)
 {
-    const char *value = NULL;
+    struct argument argument = {.name = name};
 
-    if (MHD_lookup_connection_value_n(request->connection, MHD_GET_ARGUMENT_KIND, name, strlen(name), &value, NULL) !=
-        MHD_YES)
-        return NULL;
-    return value ? value : "";
+    (void)MHD_get_connection_values(request->connection, MHD_GET_ARGUMENT_KIND, compare_argument, &argument);
+    return argument.value;
 }
 
 void http_reply_text(struct http_reply *reply, unsigned code, const char *format, ...)
@@ -659,7 +674,6 @@ void http_on_connection(void *context, struct MHD_Connection *connection, void *
 
     if (code == MHD_CONNECTION_NOTIFY_STARTED) {
         *socket_context = client_new(server, connection);
-        (void)__atomic_add_fetch(&server->started, 1, __ATOMIC_RELEASE);
         return;
     }
     *socket_context = NULL;

@@ -31,10 +31,9 @@ struct server {
     struct auth_owner passwords; /* being checked for its connections */
     struct server *next;         /* retired: the one that was retired before */
     uint64_t retired_ns;
-    bool retired;     /* atomic */
-    uint64_t handed;  /* connections given to the library; the acceptor's thread */
-    uint64_t started; /* of those, the ones that it has begun with; atomic. It may still drop one before that. */
-    uint64_t ended;   /* of those, the ones that are closed; atomic */
+    bool retired;    /* atomic */
+    uint64_t handed; /* connections given to the library, which may drop one; acceptor's thread */
+    uint64_t ended;  /* of those, the ones that it has closed; atomic */
 };
 
 struct http {

@@ -128,12 +128,11 @@ def test_three_thousand_slow_readers(shm):
         check_prompt(exporter)
         check_prompt(exporter, "/-/ready")
         # those that got a slot lose it with their connections; those that were refused may stay
-        page = scrape_until_answered(exporter)
-        assert page.one("wideep_http_requests_total", handler="metrics", code="503") > 0
+        wait_for(lambda: scrape_until_answered(exporter).one("wideep_http_requests_total", handler="metrics",
+                                                             code="503") > 0)
         stack.close()
         wait_for(lambda: count_fds(exporter.pid) <= fds, 120)
-        page = scrape_until_answered(exporter)
-        assert page.one("wideep_http_connections_cut_total", cause="slow_reader") >= 40
+        exporter.wait_page(lambda page: page.one("wideep_http_connections_cut_total", cause="slow_reader") >= 40)
         check_prompt(exporter)
 
 
@@ -150,7 +149,7 @@ def test_one_byte_a_second(shm):
 
         wait_for(is_reset, 90, pause=1)
         assert time.monotonic() - begin > 5
-        assert scrape_until_answered(exporter).one("wideep_http_connections_cut_total", cause="slow_reader") == 1
+        exporter.wait_page(lambda page: page.one("wideep_http_connections_cut_total", cause="slow_reader") == 1)
 
 
 def test_slowloris(exporter):
@@ -181,7 +180,7 @@ def test_slowloris(exporter):
         check_prompt(exporter)
         exporter.scrape()
         wait_for(trickle, 90, pause=0.5)
-    assert exporter.scrape().one("wideep_http_connections_cut_total", cause="slow_sender") == 300
+    exporter.wait_page(lambda page: page.one("wideep_http_connections_cut_total", cause="slow_sender") == 300)
 
 
 def test_slow_body(exporter):
@@ -260,7 +259,7 @@ def test_ten_thousand_abandoned(exporter):
         if i % 5 == 0:
             check_prompt(exporter)
     wait_for(lambda: count_fds(exporter.pid) <= fds, 120)
-    assert exporter.scrape().one("wideep_http_connections_accepted_total") >= 10000
+    exporter.wait_page(lambda page: page.one("wideep_http_connections_accepted_total") >= 10000)
     if not SANITIZED:  # which keep what was freed
         assert resident_bytes(exporter.pid) < memory + 24 * MB
     check_prompt(exporter)

@@ -14,6 +14,7 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define MS UINT64_C(1000000)
@@ -272,6 +273,106 @@ START_TEST(statistics)
 }
 END_TEST
 
+/* ---- routes of others --------------------------------------------------------------------------------------- */
+
+/* Says what it was asked. */
+static void echo(void *context, const struct http_request *request, struct http_reply *reply)
+{
+    const char *argument = http_argument(request, "a"), *other = http_argument(request, "b");
+
+    http_reply_text(reply, 200, "%s %s %s a=%s b=%s user=%s peer=%.10s.\n", (const char *)context, request->method,
+                    request->path, argument ? argument : "absent", other ? other : "absent",
+                    request->user ? request->user : "none", request->peer);
+}
+
+static void constant(void *context, const struct http_request *request, struct http_reply *reply)
+{
+    static char text[] = "{}\n";
+
+    (void)context;
+    (void)request;
+    *reply =
+        (struct http_reply){.code = 400, .content_type = "application/json", .body = text, .size = 3, .constant = true};
+}
+
+static void silent(void *context, const struct http_request *request, struct http_reply *reply)
+{
+    (void)context;
+    (void)request;
+    (void)reply;
+}
+
+static char exact_text[] = "exact", prefix_text[] = "prefix";
+
+static const struct http_route others[] = {
+    {"/a", false, HTTP_GET | HTTP_DELETE, "state", echo, exact_text, false},
+    {"/a/", true, HTTP_POST, "debug", echo, prefix_text, false},
+    {"/c", false, HTTP_GET, "lb", constant, NULL, false},
+    {"/s", false, HTTP_GET, "unheard of", silent, NULL, false},
+};
+
+static void start_with(unsigned max_requests)
+{
+    struct http_config config = {.socket_count = 1,
+                                 .telemetry_path = "/m",
+                                 .stale_ns = 10 * S,
+                                 .version = "1",
+                                 .routes = others,
+                                 .route_count = sizeof others / sizeof *others,
+                                 .max_requests = max_requests};
+
+    config.sockets[0] = open_port(&port);
+    ck_assert_int_eq(http_start(&http, &config), 0);
+}
+
+START_TEST(other_routes)
+{
+    start_with(40);
+    ck_assert_int_eq(ask_once("GET", "/a?a=1%202&b", ".\n"), 200);
+    ck_assert(says("\r\n\r\nexact GET /a a=1 2 b= user=none peer=127.0.0.1:.\n"));
+    ck_assert_int_eq(ask_once("DELETE", "/a?A=1&a=2&a=3", ".\n"), 200);
+    ck_assert(says("exact DELETE /a a=2 b=absent "));
+    ck_assert_int_eq(ask_once("POST", "/a/x%2fy?b=%41", ".\n"), 200);
+    ck_assert(says("prefix POST /a/x/y a=absent b=A "));
+    ck_assert_int_eq(ask_once("POST", "/a/", ".\n"), 200);
+    ck_assert_int_eq(ask_once("HEAD", "/a", "\r\n\r\n"), 200);
+    ck_assert(says("Content-Length: ") && !says("exact"));
+    ck_assert_int_eq(ask_once("POST", "/a", "are\n"), 405);
+    ck_assert(says("Allow: GET, HEAD, DELETE\r\n"));
+    ck_assert_int_eq(ask_once("HEAD", "/a/x", "\r\n\r\n"), 405);
+    ck_assert(says("Allow: POST\r\n"));
+    ck_assert_int_eq(ask_once("GET", "/ab", "is\n"), 404);
+    ck_assert_int_eq(ask_once("GET", "/c", "{}\n"), 400);
+    ck_assert(says("Content-Type: application/json\r\n"));
+    ck_assert_int_eq(ask_once("GET", "/s", "\r\n\r\n"), 500);
+    ck_assert_int_eq(ask_once("GET", "/a%00", "is\n"), 404);
+}
+END_TEST
+
+/* What is over the limit is refused, what does not count is not, and an end gives its place back. */
+START_TEST(requests_at_once)
+{
+    set_page(24u << 20);
+    start_with(2);
+    int fds[] = {connect_to(port), connect_to(port)};
+    for (unsigned i = 0; i < 2; i++)
+        ck_assert_int_eq(ask(fds[i], "GET", "/m", "\r\n\r\n"), 200);
+    ck_assert_int_eq(ask_once("GET", "/m", "limit\n"), 503);
+    ck_assert(says("Retry-After: 1\r\n"));
+    ck_assert_int_eq(ask_once("GET", "/-/healthy", "ok\n"), 200);
+    ck_assert_int_eq(ask_once("GET", "/a", ".\n"), 200);
+    ck_assert_int_eq(ask_once("POST", "/m", "are\n"), 405);
+    (void)close(fds[0]);
+    int status = 503;
+    for (unsigned i = 0; i < 500 && status == 503; i++) {
+        status = ask_once("HEAD", "/m", "\r\n\r\n");
+        (void)usleep(20000);
+    }
+    ck_assert_int_eq(status, 200);
+    (void)close(fds[1]);
+}
+END_TEST
+
 static void *stop_it(void *unused)
 {
     (void)unused;
@@ -357,6 +458,52 @@ START_TEST(good_addresses)
 }
 END_TEST
 
+static mode_t mode_of(const char *path)
+{
+    struct stat status;
+
+    ck_assert_int_eq(lstat(path, &status), 0);
+    return status.st_mode & 07777;
+}
+
+START_TEST(unix_sockets)
+{
+    char directory[] = "/tmp/wideep-listen-XXXXXX", path[64], address[96], error[256] = "", text[160];
+    int fd = -7, second = -7;
+    ck_assert_ptr_nonnull(mkdtemp(directory));
+    (void)snprintf(path, sizeof path, "%s/s", directory);
+    (void)snprintf(address, sizeof address, "unix:%s", path);
+    ck_assert_msg(listen_open(address, &fd, error, sizeof error) == 0, "%s", error);
+    ck_assert_uint_eq(mode_of(path), LISTEN_UNIX_MODE);
+    ck_assert_int_ne(fcntl(fd, F_GETFL) & O_NONBLOCK, 0);
+    listen_describe(fd, text, sizeof text);
+    ck_assert_str_eq(text, address);
+    ck_assert_int_eq(listen_open(address, &second, error, sizeof error), -EADDRINUSE);
+    ck_assert_ptr_nonnull(strstr(error, "another process"));
+    ck_assert_int_eq(second, -7);
+    /* left behind by a process that was killed */
+    (void)close(fd);
+    (void)snprintf(address, sizeof address, "unix:%s?mode=0606", path);
+    ck_assert_msg(listen_open(address, &fd, error, sizeof error) == 0, "%s", error);
+    ck_assert_uint_eq(mode_of(path), 0606);
+    listen_remove(address);
+    (void)close(fd);
+    ck_assert_int_eq(access(path, F_OK), -1);
+    /* a file of another kind stays */
+    (void)close(open(path, O_CREAT | O_WRONLY | O_CLOEXEC, 0600));
+    ck_assert_int_eq(listen_open(address, &fd, error, sizeof error), -EEXIST);
+    ck_assert_ptr_nonnull(strstr(error, "no socket"));
+    ck_assert_int_eq(unlink(path), 0);
+    ck_assert_int_eq(rmdir(directory), 0);
+    ck_assert_int_eq(listen_open(address, &fd, error, sizeof error), -ENOENT);
+    ck_assert_int_eq(listen_open("unix:", &fd, error, sizeof error), -EINVAL);
+    ck_assert_int_eq(listen_open("unix:/x?mode=", &fd, error, sizeof error), -EINVAL);
+    ck_assert_int_eq(listen_open("unix:/x?mode=999", &fd, error, sizeof error), -EINVAL);
+    ck_assert_int_eq(listen_open("unix:/x?mode=1777", &fd, error, sizeof error), -EINVAL);
+    ck_assert_int_eq(listen_open("unix:/x?owner=1", &fd, error, sizeof error), -EINVAL);
+}
+END_TEST
+
 START_TEST(bad_addresses)
 {
     static const char *const bad[] = {"",        "h",      ":",       ":x",    ":-1",  ":65536", ":99999",
@@ -417,12 +564,15 @@ int main(void)
     tcase_add_test(tcase, stuck_collector);
     tcase_add_test(tcase, no_memory);
     tcase_add_test(tcase, statistics);
+    tcase_add_test(tcase, other_routes);
+    tcase_add_test(tcase, requests_at_once);
     tcase_add_test(tcase, stop_drains);
     tcase_add_test(tcase, stop_ends);
     tcase_add_test(tcase, start_fails);
     suite_add_tcase(suite, tcase);
     TCase *sockets = tcase_create("listen");
     tcase_add_test(sockets, good_addresses);
+    tcase_add_test(sockets, unix_sockets);
     tcase_add_test(sockets, bad_addresses);
     tcase_add_test(sockets, busy_port);
     tcase_add_test(sockets, process);
