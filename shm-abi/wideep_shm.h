@@ -2072,7 +2072,7 @@ WIDEEP_API int wideep_record_pass(struct wideep_writer *w, const struct wideep_p
     uint64_t tokens[WIDEEP_MAX_EP_SIZE + 1];
     int bad = 0;
 
-    tokens[ep_size] = 0;
+    tokens[ep_size] = 0; /* pairs with an odd rank */
     for (uint32_t layer = 0; layer < model->layers; layer++) {
         const size_t at = (size_t)layer * physical;
         const int negative = wideep_i_rank_sums(loads + at, ep_size, physical / ep_size, tokens);

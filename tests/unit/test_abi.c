@@ -471,6 +471,7 @@ START_TEST(rearrangements)
     (void)snprintf(path, sizeof path, "%s/%s", w->directory, w->name);
     wideep_close(&w);
     ck_assert_int_eq(wideep_open(&view, path, NULL), 0);
+    ck_assert_ptr_nonnull(view.live);
     ck_assert_uint_ne(view.live->closed_ns, 0);
     ck_assert_uint_eq(view.live->models[0].rebalancing_since_ns, 0);
     ck_assert_int_eq(wideep_writer_alive(view.fd), 0);

@@ -117,8 +117,12 @@ static void create_rank(uint32_t rank, uint32_t ep_size)
 /* Loads of the four experts, the same in both layers. */
 static void record(unsigned slot, uint64_t pass, int32_t a, int32_t b, int32_t c, int32_t d)
 {
-    static const int32_t map[LAYERS * EXPERTS] = {0, 1, 2, 3, 0, 1, 2, 3};
-    const int32_t loads[LAYERS * EXPERTS] = {a, b, c, d, a, b, c, d};
+    static int32_t map[LAYERS * EXPERTS], loads[LAYERS * EXPERTS];
+    const int32_t of_expert[EXPERTS] = {a, b, c, d};
+    for (int i = 0; i < LAYERS * EXPERTS; i++) {
+        map[i] = i % EXPERTS;
+        loads[i] = of_expert[i % EXPERTS];
+    }
     const struct wideep_pass it = {.pass = pass, .step = WIDEEP_STEP_UNKNOWN};
     ck_assert_int_eq(wideep_record_pass(writer[slot], &it, loads, map), 0);
 }
