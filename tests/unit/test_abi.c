@@ -1,8 +1,7 @@
 /* wideep_shm.h without a second process: arguments, arithmetic of the totals, and what wideep_view_init()
  * refuses. */
 #include "wideep_shm.h"
-
-#include <check.h>
+#include "suite.h"
 
 static char directory[64];
 
@@ -723,9 +722,5 @@ int main(void)
     tcase_add_test(abi, view_init_on_noise);
     tcase_add_test(abi, open_refuses);
     suite_add_tcase(suite, abi);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? 1 : 0;
+    return suite_run(suite);
 }

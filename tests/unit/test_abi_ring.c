@@ -4,8 +4,8 @@
  * put together from two is seen. Threads share one mapping, which is where ThreadSanitizer looks; processes
  * are the real thing. */
 #include "wideep_shm.h"
+#include "suite.h"
 
-#include <check.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -560,9 +560,5 @@ int main(void)
     tcase_add_test(ring, positions_survive_a_deleted_name);
     tcase_add_test(ring, dbo_ring_under_race);
     suite_add_tcase(suite, ring);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? 1 : 0;
+    return suite_run(suite);
 }

@@ -1,7 +1,7 @@
 /* Content negotiation. */
 #include "accept.h"
+#include "suite.h"
 
-#include <check.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -209,9 +209,5 @@ int main(void)
     tcase_add_test(tcase, number_and_length_are_capped);
     tcase_add_test(tcase, random_headers);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return suite_run(suite);
 }

@@ -1,7 +1,6 @@
 /* Lists of layers. The requests are tested in tests/process/test_admin.py. */
 #include "admin.h"
-
-#include <check.h>
+#include "suite.h"
 
 /* Parses and describes. */
 static const char *round_trip(const char *text)
@@ -58,9 +57,5 @@ int main(void)
     tcase_add_test(tcase, bad_layers);
     tcase_add_test(tcase, described_short);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return suite_run(suite);
 }

@@ -3,8 +3,8 @@
 #include "aggregate.h"
 #include "guard.h"
 #include "log.h"
+#include "suite.h"
 
-#include <check.h>
 #include <time.h>
 
 #define LAYERS  2
@@ -59,20 +59,11 @@ static void file_path(char *ret, size_t size, const char *name)
 
 static void teardown(void)
 {
-    char path[600];
     aggregate_free(aggregate);
     segment_set_free(set);
     for (unsigned i = 0; i < WRITERS; i++)
         wideep_close(&writer[i]);
-    DIR *entries = opendir(directory);
-    ck_assert_ptr_nonnull(entries);
-    for (struct dirent *entry; (entry = readdir(entries)) != NULL;) {
-        file_path(path, sizeof path, entry->d_name);
-        if (entry->d_name[0] != '.' || entry->d_name[1] == 'w')
-            (void)unlink(path);
-    }
-    (void)closedir(entries);
-    ck_assert_int_eq(rmdir(directory), 0);
+    remove_segments(directory);
 }
 
 static struct wideep_config config_of(uint32_t rank, uint32_t ep_size)
@@ -477,9 +468,5 @@ int main(void)
     tcase_add_test(tcase, no_group_is_the_engine);
     tcase_add_test(tcase, huge_file);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return suite_run(suite);
 }

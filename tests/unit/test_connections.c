@@ -1,8 +1,8 @@
 /* Deadlines and room of connections on a clock of the test's own. */
 #include "connections.h"
+#include "suite.h"
 
 #include <arpa/inet.h>
-#include <check.h>
 #include <errno.h>
 #include <netinet/in.h>
 #include <stdlib.h>
@@ -205,9 +205,5 @@ int main(void)
     tcase_add_test(tcase, half_closed_client);
     tcase_add_test(tcase, room);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return suite_run(suite);
 }

@@ -3,9 +3,9 @@
 #include "listen.h"
 #include "process.h"
 #include "snapshot.h"
+#include "suite.h"
 
 #include <arpa/inet.h>
-#include <check.h>
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <pthread.h>
@@ -577,9 +577,5 @@ int main(void)
     tcase_add_test(sockets, busy_port);
     tcase_add_test(sockets, process);
     suite_add_tcase(suite, sockets);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return suite_run(suite);
 }

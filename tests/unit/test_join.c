@@ -1,8 +1,7 @@
 /* The join by pass, driven with records made up here: what is closed, with which figures, what is counted as
  * incomplete and why. Times are CLOCK_BOOTTIME nanoseconds of an invented machine. */
 #include "join.h"
-
-#include <check.h>
+#include "suite.h"
 
 #define LAYERS  2
 #define MEMBERS 4
@@ -854,9 +853,5 @@ int main(void)
     for (size_t i = 0; i < sizeof tests / sizeof *tests; i++)
         tcase_add_test(tcase, tests[i]);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return suite_run(suite);
 }

@@ -3,9 +3,7 @@
 #include "guard.h"
 #include "lb.h"
 #include "log.h"
-
-#include <check.h>
-#include <dirent.h>
+#include "suite.h"
 
 #define WRITERS 4
 #define S       UINT64_C(1000000000)
@@ -50,21 +48,12 @@ static void file_path(char *ret, size_t size, const char *name)
 
 static void teardown(void)
 {
-    char path[600];
     lb_free(lb);
     aggregate_free(aggregate);
     segment_set_free(set);
     for (unsigned i = 0; i < WRITERS; i++)
         wideep_close(&writer[i]);
-    DIR *entries = opendir(directory);
-    ck_assert_ptr_nonnull(entries);
-    for (struct dirent *entry; (entry = readdir(entries)) != NULL;) {
-        file_path(path, sizeof path, entry->d_name);
-        if (entry->d_name[0] != '.' || entry->d_name[1] == 'w')
-            (void)unlink(path);
-    }
-    (void)closedir(entries);
-    ck_assert_int_eq(rmdir(directory), 0);
+    remove_segments(directory);
 }
 
 static void create(unsigned slot, uint32_t engine)
@@ -326,9 +315,5 @@ int main(void)
     tcase_add_test(tcase, collector_stands_still);
     tcase_add_test(tcase, paths);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return suite_run(suite);
 }

@@ -1,8 +1,8 @@
 /* Addresses to listen on, and machines that lack some of them. */
 #include "listen.h"
+#include "suite.h"
 
 #include <arpa/inet.h>
-#include <check.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netdb.h>
@@ -157,9 +157,5 @@ int main(void)
     tcase_add_test(tcase, a_port_that_is_taken_is_not_passed_over);
     tcase_add_test(tcase, unix_sockets);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return suite_run(suite);
 }

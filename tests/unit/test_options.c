@@ -1,7 +1,6 @@
 /* Flags and environment of the daemon. */
 #include "options.h"
-
-#include <check.h>
+#include "suite.h"
 
 #define S UINT64_C(1000000000)
 
@@ -412,9 +411,5 @@ int main(void)
     tcase_add_test(tcase, durations);
     tcase_add_test(tcase, help);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return suite_run(suite);
 }

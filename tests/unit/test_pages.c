@@ -2,8 +2,8 @@
 #include "log.h"
 #include "prometheus.pb-c.h"
 #include "snapshot.h"
+#include "suite.h"
 
-#include <check.h>
 #include <libdeflate.h>
 #include <pthread.h>
 
@@ -545,9 +545,5 @@ int main(void)
     tcase_add_test(tcase, four_generations);
     tcase_add_test(tcase, readers_and_publisher);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return suite_run(suite);
 }

@@ -1,7 +1,6 @@
 /* Rings whose contents no writer made: what they cost is counted, and nothing is written where it should not be. */
 #include "ring.h"
-
-#include <check.h>
+#include "suite.h"
 
 #define LAYERS  3
 #define EXPERTS 4
@@ -217,9 +216,5 @@ int main(void)
     tcase_add_test(tcase, a_mark_ends_the_drain);
     tcase_add_test(tcase, noise);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return suite_run(suite);
 }

@@ -4,8 +4,8 @@
  * The races: several processes want one identity at once. Each that gets it adds one token to the total, so
  * the total counts the winners, and a total that is lost or doubled shows. */
 #include "wideep_shm.h"
+#include "suite.h"
 
-#include <check.h>
 #include <sched.h>
 #include <signal.h>
 #include <sys/resource.h>
@@ -1020,9 +1020,5 @@ int main(void)
     tcase_add_test(takeover, a_stopped_writer_is_alive);
     tcase_add_test(takeover, mode_is_0644_whatever_the_umask);
     suite_add_tcase(suite, takeover);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? 1 : 0;
+    return suite_run(suite);
 }

@@ -1,7 +1,7 @@
 /* UTF-8 repair and numbers. */
 #include "text.h"
+#include "suite.h"
 
-#include <check.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -190,9 +190,5 @@ int main(void)
     tcase_add_test(tcase, seconds);
     tcase_add_test(tcase, escapes);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return suite_run(suite);
 }

@@ -2,8 +2,8 @@
 #include "text.h"
 #include "web_auth.h"
 #include "web_config.h"
+#include "suite.h"
 
-#include <check.h>
 #include <crypt.h>
 #include <errno.h>
 #include <gnutls/gnutls.h>
@@ -697,9 +697,5 @@ int main(void)
     tcase_add_test(tcase, ciphers);
     tcase_add_test(tcase, curves);
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return suite_run(suite);
 }

@@ -1,0 +1,29 @@
+#include "suite.h"
+
+#include <dirent.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+int suite_run(Suite *suite)
+{
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_NORMAL);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed != 0;
+}
+
+void remove_segments(const char *directory)
+{
+    char path[600];
+    DIR *entries = opendir(directory);
+    ck_assert_ptr_nonnull(entries);
+    for (struct dirent *entry; (entry = readdir(entries)) != NULL;) {
+        (void)snprintf(path, sizeof path, "%s/%s", directory, entry->d_name);
+        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
+            (void)unlink(path);
+    }
+    (void)closedir(entries);
+    ck_assert_int_eq(rmdir(directory), 0);
+}

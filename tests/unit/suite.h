@@ -1,0 +1,13 @@
+/* What every unit test program ends with. */
+#ifndef WIDEEP_TEST_SUITE_H
+#define WIDEEP_TEST_SUITE_H
+
+#include <check.h>
+
+/* Runs the suite and frees it. Returns the exit status of the program: 0 when no test failed. */
+int suite_run(Suite *suite);
+
+/* Removes a directory of segments and all in it. */
+void remove_segments(const char *directory);
+
+#endif
