@@ -225,7 +225,7 @@ class Sim:
 
     def expected(self):
         """FILE, when it is there."""
-        wait_for(lambda: self.file.exists() or self.process.poll() is not None, 120)
+        wait_for(lambda: self.file.exists() or self.process.poll() is not None, 400)
         assert self.file.exists(), self.err.lines
         return json.loads(self.file.read_bytes())
 

@@ -196,7 +196,7 @@ def test_hostile_model_name(shm, name):
 
 def kill_exporter(shm, times):
     chance = random.Random(times)
-    flags = ["--passes-per-second", 1000, "--seconds", 0, "--ranks", 2, "--frontends", 2]
+    flags = ["--passes-per-second", 1000, "--seconds", times, "--linger", 300, "--ranks", 2, "--frontends", 2]
     with simulating(shm, *flags) as sim:
         sim.started()
         for _ in range(times):
@@ -209,9 +209,8 @@ def kill_exporter(shm, times):
                 time.sleep(chance.random() * 0.1)
             finally:
                 exporter.stop()
+        assert not sim.file.exists(), "the ranks were done before the last kill"
         with exporting(shm) as exporter:
-            time.sleep(0.5)
-            sim.process.terminate()
             expected = sim.expected()
             exporter.wait_page(lambda page: check_equal(page, expected, joined=False))
 
