@@ -10,6 +10,9 @@
 
 #include "page.h"
 
+/* What is beyond it is not read. */
+#define ACCEPT_LENGTH_MAX 4096
+
 /* `accept`: value of the header, NULL when absent. The format of highest quality, each judged by the most specific
  * range that matches it. Of equals, one that is named goes before those that only a wildcard admits, then what is named
  * first; under a wildcard text goes before OpenMetrics before protobuf. Text when nothing is acceptable. */

@@ -2,14 +2,16 @@
  * authenticator: a thread that checks passwords, so that those that serve do not.
  *
  * A password that has not been seen before costs a bcrypt computation: a tenth of a second in which a serving thread
- * would answer nobody, for anyone who guesses in a loop. So such requests wait here, a few at most.
+ * would answer nobody, for anyone who guesses in a loop. So such requests wait here, a few at most for each name.
  */
 #ifndef WIDEEP_AUTHENTICATOR_H
 #define WIDEEP_AUTHENTICATOR_H
 
 #include "web_config.h"
 
-#define AUTHENTICATOR_TASKS_MAX 16
+/* At once for one name, and for all names together that no user has: who guesses at one keeps no other out. */
+#define AUTHENTICATOR_TASKS_OF_NAME_MAX 2
+#define AUTHENTICATOR_TASKS_MAX         64
 
 enum auth_verdict {
     AUTH_NONE, /* not asked */
@@ -27,6 +29,7 @@ struct auth_owner {
 struct auth_task {
     const struct web_config *config;
     const char *user, *password;
+    int which; /* web_config_user(); the asker leaves it */
     struct auth_owner *owner;
     void (*done)(struct auth_task *task, enum auth_verdict verdict); /* once, in another thread */
     struct auth_task *next;
@@ -40,7 +43,7 @@ int authenticator_start(struct authenticator **ret);
 /* Drops all tasks. NULL is fine. */
 void authenticator_stop(struct authenticator *authenticator);
 
-/* Returns false when too many wait already, or the owner is dropped. Any thread. */
+/* Returns false when too many wait already, for this name or in all, or the owner is dropped. Any thread. */
 bool authenticator_ask(struct authenticator *authenticator, struct auth_task *task);
 
 /* When it returns, no task of that owner is left, and there will be none. Any thread but the authenticator's. */

@@ -54,6 +54,7 @@ struct http_route {
     void (*handle)(void *context, const struct http_request *request, struct http_reply *reply); /* pool threads */
     void *context;
     bool limited; /* counts against max_requests */
+    bool probe;   /* answers also above the rate limit: who is refused would take the engine for dead */
 };
 
 struct http_config {

@@ -46,7 +46,9 @@ int snapshot_page(struct snapshot *snapshot, enum page_format format, enum page_
                   const char **ret_data, size_t *ret_size);
 
 /* A page of the named families alone, as layout_find() knows them, in fresh memory of the caller's. Names that are not
- * there, or there twice, are fine. Costs what is asked for. Returns 0, or -ENOMEM. Any thread. */
+ * there, or there twice, are fine. Costs what is asked for; a large page is made once for all who ask for the same
+ * names. Returns 0, -ENOMEM, or -EBUSY when too many others have asked this snapshot for large pages of other names.
+ * Any thread. */
 int snapshot_page_of(struct snapshot *snapshot, enum page_format format, enum page_encoding encoding,
                      const char *const *names, unsigned count, char **ret, size_t *ret_size);
 

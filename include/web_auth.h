@@ -25,6 +25,9 @@ struct web_auth;
  * -EIO when there is no randomness to be had. */
 int web_auth_create(struct web_auth **ret, const struct web_user *users, unsigned count);
 
+/* Takes over what `before` remembers of users whose hash is the same. Before `auth` is used. */
+void web_auth_inherit(struct web_auth *auth, struct web_auth *before);
+
 /* NULL is allowed. */
 void web_auth_free(struct web_auth *auth);
 

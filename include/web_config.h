@@ -94,6 +94,13 @@ bool web_config_authenticate(const struct web_config *config, const char *user, 
  * threads serve many connections asks this first, and leaves the rest to a thread that may wait. Any thread. */
 bool web_config_authenticated_before(const struct web_config *config, const char *user, const char *password);
 
+/* Takes over the remembered successes of users whose password is the same in the configuration that is replaced. Before
+ * `config` is used by another thread. */
+void web_config_remember(struct web_config *config, const struct web_config *before);
+
+/* Of `users`, the one that this is, from 0; -1: none. Any thread. */
+int web_config_user(const struct web_config *config, const char *user);
+
 struct gnutls_session_int; /* gnutls_session_t points to it */
 
 /* Whether the client of an established TLS session has shown the certificate that the configuration asks for: present

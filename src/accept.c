@@ -4,7 +4,6 @@
 #include <string.h>
 #include <strings.h>
 
-#define LENGTH_MAX  4096
 #define ITEMS_MAX   64
 #define QUALITY_MAX 1000
 
@@ -17,7 +16,7 @@ struct span {
 
 static struct span span_of(const char *text)
 {
-    return (struct span){text, strnlen(text, LENGTH_MAX)};
+    return (struct span){text, strnlen(text, ACCEPT_LENGTH_MAX)};
 }
 
 static bool span_is(struct span span, const char *text)

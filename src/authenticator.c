@@ -69,10 +69,22 @@ int authenticator_start(struct authenticator **ret)
     return 0;
 }
 
+/* With the lock held. */
+static unsigned waiting_of_name(const struct authenticator *authenticator, int which)
+{
+    unsigned count = 0;
+
+    for (const struct auth_task *task = authenticator->first; task; task = task->next)
+        count += task->which == which;
+    return count;
+}
+
 bool authenticator_ask(struct authenticator *authenticator, struct auth_task *task)
 {
+    task->which = web_config_user(task->config, task->user);
     (void)pthread_mutex_lock(&authenticator->lock);
-    bool room = authenticator->waiting < AUTHENTICATOR_TASKS_MAX && !task->owner->dropped;
+    bool room = authenticator->waiting < AUTHENTICATOR_TASKS_MAX && !task->owner->dropped &&
+                waiting_of_name(authenticator, task->which) < AUTHENTICATOR_TASKS_OF_NAME_MAX;
     if (room) {
         task->next = NULL;
         *authenticator->last = task;

@@ -225,13 +225,17 @@ void connections_reap(struct connections *connections, uint64_t now_ns)
 
 /* ---- room --------------------------------------------------------------------------------------------------- */
 
-/* With the lock held. Returns false when all are being answered. */
+/* With the lock held. A reader goes when there is nobody else, if it has had its second: else clients that do not read
+ * could keep all others out. Returns false when there is none to go. */
 static bool evict_one(struct connections *connections, uint64_t now_ns)
 {
     struct connection *receiving = connections->lists[RECEIVING].first;
     struct connection *resting = connections->lists[RESTING].first;
+    struct connection *answering = connections->lists[ANSWERING].first;
     struct connection *chosen = receiving && (!resting || is_past(receiving, DAWDLE_NS, now_ns)) ? receiving : resting;
 
+    if (!chosen && answering && is_past(answering, DAWDLE_NS, now_ns))
+        chosen = answering;
     if (chosen)
         cut(connections, chosen, HTTP_CUT_EVICTED, now_ns);
     return chosen != NULL;

@@ -25,7 +25,8 @@ struct client {
     bool verified; /* its certificate has been looked at and is good */
     /* of the request under way */
     bool limited;
-    bool paid; /* has passed the rate limit: it comes again when its password is checked */
+    bool malformed; /* where it ends is not clear: nothing more is read from its connection */
+    bool paid;      /* has passed the rate limit: it comes again when its password is checked */
     uint64_t body_bytes;
     struct auth_task task; /* while its password is checked, for which the connection is suspended */
     struct web *task_web;
@@ -40,7 +41,7 @@ struct route {
     const char *path; /* NULL: the telemetry path */
     const char *handler;
     unsigned methods;
-    bool limited;
+    bool limited, probe;
     enum MHD_Result (*send)(struct exchange *exchange); /* NULL: `other` */
     const struct http_route *other;
 };
@@ -107,10 +108,10 @@ static enum MHD_Result send_ready(struct exchange *exchange);
 static enum MHD_Result send_landing(struct exchange *exchange);
 
 static const struct route built_in[] = {
-    {NULL, "metrics", HTTP_GET, true, send_metrics, NULL},
-    {"/-/healthy", "healthy", HTTP_GET, false, send_healthy, NULL},
-    {"/-/ready", "ready", HTTP_GET, false, send_ready, NULL},
-    {"/", "landing", HTTP_GET, false, send_landing, NULL},
+    {NULL, "metrics", HTTP_GET, true, false, send_metrics, NULL},
+    {"/-/healthy", "healthy", HTTP_GET, false, true, send_healthy, NULL},
+    {"/-/ready", "ready", HTTP_GET, false, true, send_ready, NULL},
+    {"/", "landing", HTTP_GET, false, false, send_landing, NULL},
 };
 
 /* Returns false when there is none. */
@@ -125,7 +126,7 @@ static bool find_route(const struct http *http, const char *path, struct route *
         const struct http_route *route = &http->config.routes[i];
         if (route->prefix ? strncmp(path, route->path, strlen(route->path)) != 0 : strcmp(path, route->path) != 0)
             continue;
-        *ret = (struct route){route->path, route->handler, route->methods, route->limited, NULL, route};
+        *ret = (struct route){route->path, route->handler, route->methods, route->limited, route->probe, NULL, route};
         return true;
     }
     return false;
@@ -211,15 +212,37 @@ static enum MHD_Result add_wanted_name(void *context, enum MHD_ValueKind kind, c
     return MHD_YES;
 }
 
-/* Takes the reference over. NULL when there is no memory, as the next. */
+/* A header's lines as one list, which they are (RFC 9110, section 5.3); what is beyond accept.h's limit is cut. */
+struct header_lines {
+    const char *name;
+    bool found;
+    size_t length;
+    char text[ACCEPT_LENGTH_MAX + 1];
+};
+
+static enum MHD_Result join_line(void *context, enum MHD_ValueKind kind, const char *name, const char *value)
+{
+    struct header_lines *lines = context;
+    size_t left = sizeof lines->text - lines->length;
+
+    (void)kind;
+    if (strcasecmp(name, lines->name) != 0 || !value)
+        return MHD_YES;
+    int length = snprintf(lines->text + lines->length, left, "%s%s", lines->found ? "," : "", value);
+    lines->found = true;
+    lines->length += length > 0 && (size_t)length < left ? (size_t)length : left - 1;
+    return MHD_YES;
+}
+
+/* Takes the reference over. NULL with the error, as the next. */
 static struct MHD_Response *named_page(struct snapshot *snapshot, enum page_format format, enum page_encoding encoding,
-                                       const struct wanted_names *wanted, size_t *ret_size)
+                                       const struct wanted_names *wanted, size_t *ret_size, int *ret_error)
 {
     char *page;
-    int error = snapshot_page_of(snapshot, format, encoding, wanted->names, wanted->count, &page, ret_size);
 
+    *ret_error = snapshot_page_of(snapshot, format, encoding, wanted->names, wanted->count, &page, ret_size);
     snapshot_release(snapshot);
-    if (error)
+    if (*ret_error)
         return NULL;
     struct MHD_Response *response = MHD_create_response_from_buffer(*ret_size, page, MHD_RESPMEM_MUST_FREE);
     if (!response)
@@ -229,12 +252,13 @@ static struct MHD_Response *named_page(struct snapshot *snapshot, enum page_form
 
 /* The response has the reference until it is sent. */
 static struct MHD_Response *whole_page(struct snapshot *snapshot, enum page_format format, enum page_encoding encoding,
-                                       size_t *ret_size)
+                                       size_t *ret_size, int *ret_error)
 {
     const char *page;
     struct MHD_Response *response = NULL;
 
-    if (snapshot_page(snapshot, format, encoding, &page, ret_size) == 0)
+    *ret_error = snapshot_page(snapshot, format, encoding, &page, ret_size);
+    if (*ret_error == 0)
         response = MHD_create_response_from_buffer_with_free_callback_cls(*ret_size, (void *)(uintptr_t)page,
                                                                           release_snapshot, snapshot);
     if (!response)
@@ -244,12 +268,16 @@ static struct MHD_Response *whole_page(struct snapshot *snapshot, enum page_form
 
 static enum MHD_Result send_metrics(struct exchange *exchange)
 {
-    const enum page_format format =
-        accept_format(MHD_lookup_connection_value(exchange->connection, MHD_HEADER_KIND, MHD_HTTP_HEADER_ACCEPT));
-    const enum page_encoding encoding = accept_encoding(
-        MHD_lookup_connection_value(exchange->connection, MHD_HEADER_KIND, MHD_HTTP_HEADER_ACCEPT_ENCODING));
+    struct header_lines accept = {.name = MHD_HTTP_HEADER_ACCEPT};
+    struct header_lines codings = {.name = MHD_HTTP_HEADER_ACCEPT_ENCODING};
+
+    (void)MHD_get_connection_values(exchange->connection, MHD_HEADER_KIND, join_line, &accept);
+    (void)MHD_get_connection_values(exchange->connection, MHD_HEADER_KIND, join_line, &codings);
+    const enum page_format format = accept_format(accept.found ? accept.text : NULL);
+    const enum page_encoding encoding = accept_encoding(codings.found ? codings.text : NULL);
     struct wanted_names wanted = {.count = 0};
     size_t size;
+    int error = 0;
 
     (void)MHD_get_connection_values(exchange->connection, MHD_GET_ARGUMENT_KIND, add_wanted_name, &wanted);
     if (wanted.given > NAMES_MAX)
@@ -257,8 +285,11 @@ static enum MHD_Result send_metrics(struct exchange *exchange)
     struct snapshot *snapshot = wanted.given > 0 ? snapshot_acquire() : snapshot_acquire_page();
     if (!snapshot)
         return send_text(exchange, MHD_HTTP_SERVICE_UNAVAILABLE, "no snapshot has been collected yet\n");
-    struct MHD_Response *response = wanted.given > 0 ? named_page(snapshot, format, encoding, &wanted, &size)
-                                                     : whole_page(snapshot, format, encoding, &size);
+    struct MHD_Response *response = wanted.given > 0 ? named_page(snapshot, format, encoding, &wanted, &size, &error)
+                                                     : whole_page(snapshot, format, encoding, &size, &error);
+    if (error == -EBUSY)
+        return send_busy(exchange, MHD_HTTP_SERVICE_UNAVAILABLE,
+                         "too many different large selections of name[] at once; ask for the whole page\n");
     if (!response)
         return send_text(exchange, MHD_HTTP_INTERNAL_SERVER_ERROR, "out of memory while rendering the page\n");
     if (page_content_encoding(encoding))
@@ -267,16 +298,21 @@ static enum MHD_Result send_metrics(struct exchange *exchange)
     return send_response(exchange, MHD_HTTP_OK, page_content_type(format), response, size);
 }
 
-static enum MHD_Result send_healthy(struct exchange *exchange)
+static bool is_stuck(const struct http *http)
 {
     struct snapshot *snapshot = snapshot_acquire();
     /* Without a snapshot, the grace of a start. The clock is read last, so that the age is not negative. */
-    uint64_t since_ns = snapshot ? snapshot_time_ns(snapshot) : exchange->http->started_ns;
-    bool stuck = wideep_i_clock_ns(CLOCK_BOOTTIME) - since_ns > exchange->http->config.stale_ns;
+    uint64_t since_ns = snapshot ? snapshot_time_ns(snapshot) : http->started_ns;
+    bool stuck = wideep_i_clock_ns(CLOCK_BOOTTIME) - since_ns > http->config.stale_ns;
 
     snapshot_release(snapshot);
-    return stuck ? send_text(exchange, MHD_HTTP_SERVICE_UNAVAILABLE, "the collector is stuck\n")
-                 : send_text(exchange, MHD_HTTP_OK, "ok\n");
+    return stuck;
+}
+
+static enum MHD_Result send_healthy(struct exchange *exchange)
+{
+    return is_stuck(exchange->http) ? send_text(exchange, MHD_HTTP_SERVICE_UNAVAILABLE, "the collector is stuck\n")
+                                    : send_text(exchange, MHD_HTTP_OK, "ok\n");
 }
 
 static enum MHD_Result send_ready(struct exchange *exchange)
@@ -289,13 +325,21 @@ static enum MHD_Result send_ready(struct exchange *exchange)
                  : send_text(exchange, MHD_HTTP_SERVICE_UNAVAILABLE, "no snapshot has been collected yet\n");
 }
 
+static bool has_header(const struct web_config *config, const char *name)
+{
+    for (unsigned i = 0; config && i < config->header_count; i++)
+        if (strcasecmp(config->headers[i].name, name) == 0)
+            return true;
+    return false;
+}
+
 static enum MHD_Result send_landing(struct exchange *exchange)
 {
     const char *landing = exchange->http->landing;
     struct MHD_Response *response =
         MHD_create_response_from_buffer(strlen(landing), (void *)(uintptr_t)landing, MHD_RESPMEM_PERSISTENT);
 
-    if (response)
+    if (response && !has_header(exchange->config, "Content-Security-Policy"))
         (void)MHD_add_response_header(response, "Content-Security-Policy",
                                       "default-src 'none'; style-src 'unsafe-inline'");
     return send_response(exchange, MHD_HTTP_OK, "text/html; charset=utf-8", response, strlen(landing));
@@ -464,6 +508,11 @@ static enum password_check check_password(struct exchange *exchange)
     if (!exchange->config || exchange->config->user_count == 0)
         return PASSWORD_GOOD;
     client->verdict = AUTH_NONE;
+    /* Of a configuration that has been replaced meanwhile, a verdict counts for nothing. */
+    if (verdict != AUTH_NONE && client->task_web != exchange->web) {
+        forget_password(client);
+        verdict = AUTH_NONE;
+    }
     if (verdict == AUTH_NONE) {
         client->task_user = MHD_basic_auth_get_username_password(exchange->connection, &client->task_password);
         if (!client->task_user || !client->task_password)
@@ -528,9 +577,15 @@ static enum MHD_Result answer(struct exchange *exchange)
     const struct route *route = find_route(exchange->http, exchange->path, &exchange->found) ? &exchange->found : NULL;
 
     exchange->route = route;
+    if (exchange->client->malformed)
+        return send_text_with(exchange, MHD_HTTP_BAD_REQUEST, "the request's headers are ambiguous or lack a Host\n",
+                              MHD_HTTP_HEADER_CONNECTION, "close");
+    /* Before who asks is known: a probe without a password takes 401 for life, and this tells nobody anything else. */
+    if (route && route->send == send_healthy && is_stuck(exchange->http))
+        return send_healthy(exchange);
     if (!has_certificate(exchange))
         return send_text(exchange, MHD_HTTP_FORBIDDEN, "a valid client certificate is needed\n");
-    if (!is_within_rate(exchange))
+    if (!(route && route->probe) && !is_within_rate(exchange))
         return send_busy(exchange, MHD_HTTP_TOO_MANY_REQUESTS, "too many requests; rate_limit is the limit\n");
     enum password_check check = check_password(exchange);
     if (check == PASSWORD_PENDING)
@@ -562,13 +617,60 @@ static struct client *client_of(struct MHD_Connection *connection)
     return info ? info->socket_context : NULL;
 }
 
+struct framing {
+    unsigned hosts, lengths, encodings;
+    bool odd;
+};
+
+static enum MHD_Result count_framing(void *context, enum MHD_ValueKind kind, const char *name, const char *value)
+{
+    struct framing *framing = context;
+    const size_t length = strlen(name);
+
+    (void)kind;
+    /* A space before the colon: to the library a name of its own, to a proxy perhaps the header itself. */
+    framing->odd = framing->odd || length == 0 || strpbrk(name, " \t") != NULL;
+    if (strcasecmp(name, MHD_HTTP_HEADER_HOST) == 0)
+        framing->hosts++;
+    if (strcasecmp(name, MHD_HTTP_HEADER_CONTENT_LENGTH) == 0) {
+        framing->lengths++;
+        framing->odd = framing->odd || !value || *value == 0 || value[strspn(value, "0123456789")] != 0;
+    }
+    if (strcasecmp(name, MHD_HTTP_HEADER_TRANSFER_ENCODING) == 0) {
+        framing->encodings++;
+        framing->odd = framing->odd || !value || strcasecmp(value, "chunked") != 0;
+    }
+    return MHD_YES;
+}
+
+/* Whether all who read the request agree on where it ends (RFC 9112, section 6.3): behind a proxy that reads it
+ * otherwise, the rest of a body would be a request of somebody else's. */
+static bool is_well_framed(struct MHD_Connection *connection, const char *version)
+{
+    struct framing framing = {0};
+
+    (void)MHD_get_connection_values(connection, MHD_HEADER_KIND, count_framing, &framing);
+    return !framing.odd && framing.lengths + framing.encodings <= 1 && framing.hosts <= 1 &&
+           (framing.hosts == 1 || strcmp(version, MHD_HTTP_VERSION_1_1) != 0);
+}
+
+/* The path of an absolute-form target, which servers must accept (RFC 9112, section 3.2.2); any other stays. */
+static const char *path_of(const char *target)
+{
+    const char *authority = strncasecmp(target, "http://", 7) == 0    ? target + 7
+                            : strncasecmp(target, "https://", 8) == 0 ? target + 8
+                                                                      : NULL;
+    const char *path = authority ? strchr(authority, '/') : NULL;
+
+    return authority ? path ? path : "/" : target;
+}
+
 enum MHD_Result http_on_request(void *context, struct MHD_Connection *connection, const char *url, const char *method,
                                 const char *version, const char *data, size_t *data_size, void **state)
 {
     struct server *server = context;
     struct client *client = client_of(connection);
 
-    (void)version;
     (void)data;
     if (!client)
         return MHD_NO;
@@ -577,8 +679,10 @@ enum MHD_Result http_on_request(void *context, struct MHD_Connection *connection
         *state = client;
         client->body_bytes = 0;
         client->paid = false;
+        client->malformed = !is_well_framed(connection, version);
         (void)__atomic_add_fetch(&in_flight, 1, __ATOMIC_RELAXED);
-        return MHD_YES;
+        if (!client->malformed)
+            return MHD_YES;
     }
     if (*data_size > 0) {
         client->body_bytes += *data_size;
@@ -593,7 +697,7 @@ enum MHD_Result http_on_request(void *context, struct MHD_Connection *connection
                                 .web = web,
                                 .config = web->config,
                                 .method = method,
-                                .path = url};
+                                .path = path_of(url)};
     enum MHD_Result result = answer(&exchange);
     MHD_free(exchange.user);
     web_release(web);

@@ -18,8 +18,8 @@
 /* The request's line and headers. Above 32 KB the library maps it for each connection, and unmaps it when that ends. */
 #define REQUEST_MEMORY (48u << 10)
 /* What the kernel keeps for a client that does not read, and for one that is not read from. */
-#define SEND_BUFFER    (256 << 10)
-#define RECEIVE_BUFFER (64 << 10)
+#define SEND_BUFFER    (128 << 10) /* the kernel doubles it, for its own bookkeeping, as the next */
+#define RECEIVE_BUFFER (32 << 10)
 
 #define REQUEST_NS  (10 * S)
 #define RESPONSE_NS (10 * S)
@@ -27,7 +27,7 @@
 #define IDLE_NS (360 * S)
 
 #define TICK_MS       250
-#define DRAIN_MS      1000
+#define DRAIN_MS      700 /* the whole end takes less than a second */
 #define DRAIN_STEP_MS 10
 /* A client that asks less often than this finds its idle connection closed after a reload. */
 #define RETIRED_NS  (90 * S)
@@ -153,9 +153,9 @@ static struct MHD_Daemon *start_daemon(struct server *server)
     return MHD_start_daemon(flags, 0, NULL, NULL, http_on_request, server, MHD_OPTION_EXTERNAL_LOGGER, on_log, NULL,
                             MHD_OPTION_THREAD_POOL_SIZE, (unsigned)THREADS, MHD_OPTION_CONNECTION_LIMIT,
                             2 * CONNECTIONS_MOST, MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)REQUEST_MEMORY,
-                            MHD_OPTION_NOTIFY_COMPLETED, http_on_completed, server, MHD_OPTION_NOTIFY_CONNECTION,
-                            http_on_connection, server, MHD_OPTION_UNESCAPE_CALLBACK, http_on_unescape, NULL,
-                            MHD_OPTION_ARRAY, tls, MHD_OPTION_END);
+                            MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_NOTIFY_COMPLETED, http_on_completed, server,
+                            MHD_OPTION_NOTIFY_CONNECTION, http_on_connection, server, MHD_OPTION_UNESCAPE_CALLBACK,
+                            http_on_unescape, NULL, MHD_OPTION_ARRAY, tls, MHD_OPTION_END);
 }
 
 static int server_new(struct server **ret, struct http *http, struct web *web)
@@ -245,7 +245,9 @@ static struct server *take_retired(struct http *http, uint64_t now_ns)
     (void)pthread_mutex_lock(&http->lock);
     for (struct server **at = &http->retired; *at; at = &(*at)->next) {
         count++;
-        if (is_drained(*at) || now_ns >= (*at)->retired_ns + RETIRED_NS || count > RETIRED_MAX)
+        /* What one of its connections is being sent has had its time then. */
+        bool surplus = count > RETIRED_MAX && now_ns >= (*at)->retired_ns + 2 * RESPONSE_NS;
+        if (is_drained(*at) || now_ns >= (*at)->retired_ns + RETIRED_NS || surplus)
             link = at;
     }
     if (link) {
@@ -316,6 +318,16 @@ static void complain(struct http *http, const char *text)
     __atomic_store_n(&reload_failed, true, __ATOMIC_RELAXED);
 }
 
+/* A file that was emptied, or half written, must not lay open what was protected: less than before takes a restart. */
+static const char *what_it_gives_up(const struct web_config *now, const struct web_config *next)
+{
+    if (now->tls && !next->tls)
+        return "TLS";
+    if (now->tls && now->client_auth != WEB_CLIENT_NONE && next->client_auth == WEB_CLIENT_NONE)
+        return "client certificates";
+    return now->user_count > 0 && next->user_count == 0 ? "passwords" : NULL;
+}
+
 /* Loads the file and serves with it; one that has nothing new is left alone unless `always`. */
 static int load_config(struct http *http, bool always)
 {
@@ -323,6 +335,16 @@ static int load_config(struct http *http, bool always)
     struct web_config *config = NULL;
 
     int error = web_config_load(&config, http->config.web_config_file, text, sizeof text);
+    const struct web_config *before = http->web ? http->web->config : NULL;
+    const char *lost = !error && before ? what_it_gives_up(before, config) : NULL;
+    if (lost) {
+        error = -EPERM;
+        (void)snprintf(text, sizeof text, "%.400s no longer asks for %s; restart to serve without",
+                       http->config.web_config_file, lost);
+        web_config_free(config);
+    }
+    if (!error && before)
+        web_config_remember(config, before);
     if (!error && !always && config->fingerprint == http->web->config->fingerprint) {
         web_config_free(config);
     } else if (!error) {
@@ -397,7 +419,7 @@ static void render_landing(struct http *http)
                    "<ul><li><a href=\"%s\">Metrics</a></li>\n"
                    "<li><a href=\"/lb\">For load balancers</a>, <a href=\"/lb/metrics\">as metrics</a></li>\n"
                    "<li><a href=\"/api/v1/state\">State</a> as JSON</li>\n"
-                   "<li><a href=\"/-/debug/per-expert\">Per-expert series</a>: what is on</li>\n"
+                   "<li><a href=\"/-/debug/per-expert\">Per-expert series</a>, with --web.enable-admin-api</li>\n"
                    "<li><a href=\"/-/healthy\">Health</a>, <a href=\"/-/ready\">readiness</a></li></ul>"
                    "</body></html>\n",
                    http->config.version, http->config.telemetry_path);

@@ -65,11 +65,11 @@ static void wire_routes(struct service *service)
 {
     const struct options *options = service->options;
     const struct http_route routes[ROUTES] = {
-        {"/lb", false, HTTP_GET, "lb", lb_handle, service->lb, false},
-        {"/lb/", true, HTTP_GET, "lb_metrics", lb_handle_metrics, service->lb, false},
-        {"/api/v1/state", false, HTTP_GET, "state", state_handle, service->state, true},
+        {"/lb", false, HTTP_GET, "lb", lb_handle, service->lb, false, true},
+        {"/lb/", true, HTTP_GET, "lb_metrics", lb_handle_metrics, service->lb, false, true},
+        {"/api/v1/state", false, HTTP_GET, "state", state_handle, service->state, true, false},
         {"/-/debug/per-expert", false, HTTP_GET | HTTP_POST | HTTP_DELETE, "debug", admin_handle_per_expert,
-         &service->admin, false},
+         &service->admin, false, false},
     };
 
     service->admin = (struct admin){.enabled = options->admin_api,

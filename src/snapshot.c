@@ -11,9 +11,22 @@
 char rcu_grace_period;
 #endif
 
+/* Series from which on a page of names is made once for all who ask, and how many such a snapshot makes: so that nobody
+ * keeps the threads that serve busy with rendering. */
+#define NAMED_SERIES 2048
+#define NAMED_MAX    4
+
 struct page {
     char *data; /* NULL: nobody asked yet */
     size_t size;
+};
+
+/* A page of some families that is large enough to be kept for the next who asks for the same. */
+struct named {
+    bool *wanted; /* [families of the layout]; NULL: not in use */
+    enum page_format rendering;
+    enum page_encoding encoding;
+    struct page page;
 };
 
 struct snapshot {
@@ -24,6 +37,7 @@ struct snapshot {
     uint64_t time_ns;
     pthread_mutex_t lock; /* guards pages: whoever comes first makes one, the others wait */
     struct page pages[PAGE_RENDERINGS][PAGE_ENCODINGS];
+    struct named named[NAMED_MAX]; /* in use from the first on */
 };
 
 static struct snapshot *newest;
@@ -147,6 +161,10 @@ void snapshot_release(struct snapshot *snapshot)
     for (unsigned r = 0; r < PAGE_RENDERINGS; r++)
         for (unsigned e = 0; e < PAGE_ENCODINGS; e++)
             free(snapshot->pages[r][e].data);
+    for (unsigned i = 0; i < NAMED_MAX; i++) {
+        free(snapshot->named[i].wanted);
+        free(snapshot->named[i].page.data);
+    }
     (void)pthread_mutex_destroy(&snapshot->lock);
     free(snapshot);
 }
@@ -211,33 +229,90 @@ int snapshot_page(struct snapshot *snapshot, enum page_format format, enum page_
     return error;
 }
 
+static int make_page_of(const struct snapshot *snapshot, enum page_format format, enum page_encoding encoding,
+                        const bool *wanted, struct page *ret)
+{
+    struct page plain;
+    int error = exposition_render(snapshot->layout, snapshot->values, format, wanted, &plain.data, &plain.size);
+
+    if (error || encoding == PAGE_IDENTITY) {
+        *ret = plain;
+        return error;
+    }
+    error = page_gzip(plain.data, plain.size, &ret->data, &ret->size);
+    free(plain.data);
+    return error;
+}
+
+/* With the lock held. Takes `wanted` over when it is kept, which is when *wanted becomes NULL. */
+static int find_named(struct snapshot *snapshot, enum page_format rendering, enum page_encoding encoding, bool **wanted,
+                      const struct page **ret)
+{
+    const size_t size = snapshot->layout->family_count * sizeof **wanted;
+
+    for (unsigned i = 0; i < NAMED_MAX; i++) {
+        struct named *named = &snapshot->named[i];
+        if (named->wanted &&
+            (named->rendering != rendering || named->encoding != encoding || memcmp(named->wanted, *wanted, size) != 0))
+            continue;
+        if (!named->wanted) {
+            int error = make_page_of(snapshot, rendering, encoding, *wanted, &named->page);
+            if (error)
+                return error;
+            named->wanted = *wanted;
+            named->rendering = rendering;
+            named->encoding = encoding;
+            *wanted = NULL;
+        }
+        *ret = &named->page;
+        return 0;
+    }
+    return -EBUSY;
+}
+
+static int copy_named(struct snapshot *snapshot, enum page_format format, enum page_encoding encoding, bool **wanted,
+                      struct page *ret)
+{
+    const struct page *kept;
+
+    (void)pthread_mutex_lock(&snapshot->lock);
+    int error = find_named(snapshot, page_rendering(format), encoding, wanted, &kept);
+    (void)pthread_mutex_unlock(&snapshot->lock);
+    if (error)
+        return error;
+    /* It lasts as long as the caller's reference. */
+    *ret = (struct page){malloc(kept->size + 1), kept->size};
+    if (!ret->data)
+        return -ENOMEM;
+    memcpy(ret->data, kept->data, kept->size);
+    return 0;
+}
+
 int snapshot_page_of(struct snapshot *snapshot, enum page_format format, enum page_encoding encoding,
                      const char *const *names, unsigned count, char **ret, size_t *ret_size)
 {
     const struct layout *layout = snapshot->layout;
     bool *wanted = calloc(layout->family_count + 1, sizeof *wanted);
-    char *page;
-    size_t size;
+    struct page page;
+    size_t series = 0;
 
     if (!wanted)
         return -ENOMEM;
     for (unsigned i = 0; i < count; i++) {
         int family = layout_find(layout, names[i]);
-        if (family >= 0)
-            wanted[family] = true;
+        if (family < 0 || wanted[family])
+            continue;
+        wanted[family] = true;
+        series += layout->families[family].count;
     }
-    int error = exposition_render(layout, snapshot->values, format, wanted, &page, &size);
+    int error = series < NAMED_SERIES ? make_page_of(snapshot, format, encoding, wanted, &page)
+                                      : copy_named(snapshot, format, encoding, &wanted, &page);
     free(wanted);
     if (error)
         return error;
-    if (encoding == PAGE_IDENTITY) {
-        *ret = page;
-        *ret_size = size;
-        return 0;
-    }
-    error = page_gzip(page, size, ret, ret_size);
-    free(page);
-    return error;
+    *ret = page.data;
+    *ret_size = page.size;
+    return 0;
 }
 
 uint64_t snapshot_time_ns(const struct snapshot *snapshot)

@@ -112,6 +112,18 @@ static bool digest(const struct web_auth *auth, const char *first, const char *s
     return good;
 }
 
+void web_auth_inherit(struct web_auth *auth, struct web_auth *before)
+{
+    (void)pthread_mutex_lock(&before->guard);
+    memcpy(auth->key, before->key, sizeof auth->key);
+    for (uint32_t i = 0; i < auth->user_count; i++) {
+        uint32_t user = find_user(before, auth->users[i].name);
+        if (user != NO_USER && same(before->users[user].hash, auth->users[i].hash))
+            auth->remembered[i] = before->remembered[user];
+    }
+    (void)pthread_mutex_unlock(&before->guard);
+}
+
 static bool is_remembered(struct web_auth *auth, uint32_t user, const unsigned char given[DIGEST_SIZE])
 {
     (void)pthread_mutex_lock(&auth->guard);

@@ -46,6 +46,7 @@ struct loader {
     size_t tls_line, auth_line; /* of tls_server_config, and of client_auth_type; 0: not given */
     size_t sans_line, rules_line;
     mode_t key_mode; /* of the file that has the private key */
+    bool rate_interval_given;
 };
 
 struct key_row;
@@ -669,6 +670,7 @@ static int read_rate_interval(struct loader *loader, const struct key_row *row, 
     const char *text;
     int result = take_text(loader, row->name, value, &text);
 
+    loader->rate_interval_given = true;
     if (result != 0 || text_duration(text, &loader->config->rate_interval_ns))
         return result;
     return fail(loader, -EINVAL, web_yaml_line(value), "%s: '%.80s' is no duration; give one as 100ms or 1s", row->name,
@@ -696,6 +698,10 @@ static int read_rate_limit(struct loader *loader, const struct key_row *row, con
     static const struct key_row rows[] = {{"interval", read_rate_interval, 0}, {"burst", read_rate_burst, 0}};
     int result = read_mapping(loader, row->name, rows, COUNT(rows), value);
 
+    if (result == 0 && loader->config->rate_interval_ns == 0 && loader->config->rate_burst > 0 &&
+        !loader->rate_interval_given)
+        return fail(loader, -EINVAL, web_yaml_line(value),
+                    "rate_limit without an interval limits nothing; give interval: 100ms, or 0s for no limit");
     if (result == 0 && loader->config->rate_interval_ns > 0 && loader->config->rate_burst == 0)
         return fail(loader, -EINVAL, web_yaml_line(value),
                     "rate_limit without a burst would answer no request; give burst: 1 or more");
@@ -905,6 +911,20 @@ void web_config_free(struct web_config *config)
     }
     free(config->headers);
     free(config);
+}
+
+void web_config_remember(struct web_config *config, const struct web_config *before)
+{
+    if (config->auth && before->auth)
+        web_auth_inherit(config->auth, before->auth);
+}
+
+int web_config_user(const struct web_config *config, const char *user)
+{
+    for (unsigned i = 0; i < config->user_count; i++)
+        if (strcmp(config->users[i].name, user) == 0)
+            return (int)i;
+    return -1;
 }
 
 bool web_config_authenticate(const struct web_config *config, const char *user, const char *password)

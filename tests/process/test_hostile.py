@@ -8,6 +8,7 @@ import re
 import resource
 import select
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -324,6 +325,30 @@ def test_malformed(exporter, name):
     check_prompt(exporter)
 
 
+AMBIGUOUS = {
+    "two lengths": b"Content-Length: 0\r\nContent-Length: 41\r\n",
+    "space before the colon": b"Content-Length : 5\r\n",
+    "length and chunks": b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+    "another coding": b"Transfer-Encoding: gzip, chunked\r\n",
+    "two hosts": b"Host: other\r\n",
+}
+
+
+@pytest.mark.parametrize("name", AMBIGUOUS)
+def test_ambiguous_framing(exporter, name):
+    """What a proxy may read otherwise is refused, and nothing after it is taken for a request."""
+    out = talk(exporter, b"POST /metrics HTTP/1.1\r\nHost: h\r\n" + AMBIGUOUS[name] +
+               b"\r\nGET /-/ready HTTP/1.1\r\nHost: h\r\n\r\n")
+    assert status_of(out) == 400 and out.count(b"HTTP/1.1 ") == 1 and b"ready" not in out
+
+
+def test_host_and_whole_addresses(exporter):
+    assert status_of(talk(exporter, b"GET /-/ready HTTP/1.1\r\n\r\n")) == 400
+    for target in b"http://h/-/ready", b"HTTP://h:80/-/ready":
+        out = talk(exporter, b"GET " + target + b" HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+        assert status_of(out) == 200 and out.endswith(b"ready\n")
+
+
 @pytest.mark.parametrize("path", [
     "/..", "/../../etc/passwd", "/metrics/..", "/./metrics", "//metrics", "/metrics/", "/metrics%00", "/metrics%00.txt",
     "/%00", "/%2e%2e/metrics", "/-/healthy%00", "/-/", "/METRICS", "/%", "/%zz", "/\xff\xfe", "/metrics;x", "/-/healthy/x"])
@@ -408,6 +433,37 @@ def test_tls_handshakes(shm, tmp_path):
             assert b"BEGIN CERTIFICATE" in done.stdout
             check(exporter)
             wait_for(lambda: count_fds(exporter.pid) <= fds, 90)  # they are cut, although their clients hold on
+
+
+def test_guessing_before_the_first_login(shm, tmp_path):
+    """Guessers at some names keep others neither from their first login nor, over a reload, from the next."""
+    path = web_config(tmp_path / "web.yml", basic_auth_users={"alice": bcrypt("right"), "bob": bcrypt("other")})
+    with exporting(shm, f"--web.config.file={path}") as exporter:
+        stop, statuses = threading.Event(), []
+
+        def guess(i):
+            while not stop.is_set():
+                with exporter.connection() as connection:
+                    connection.request("GET", "/metrics", headers={"Authorization": f"Basic {OTHERS[i % 2]}"})
+                    statuses.append(connection.getresponse().status)
+
+        guessers = [threading.Thread(target=guess, args=(i,), daemon=True) for i in range(24)]
+        for guesser in guessers:
+            guesser.start()
+        wait_for(lambda: len(statuses) > 50)
+        asked = {"Authorization": "Basic YWxpY2U6cmlnaHQ="}
+        assert exporter.get("/lb", headers=asked)[0].status == 200
+        exporter.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: len([line for line in exporter.log if "web configuration in use" in line]) > 1)
+        for _ in range(10):
+            assert exporter.get("/lb", headers=asked)[0].status == 200
+        stop.set()
+        for guesser in guessers:
+            guesser.join(60)
+        assert set(statuses) <= {401, 503}
+
+
+OTHERS = "Ym9iOndyb25n", "ZXZlOndyb25n"  # bob:wrong, eve:wrong
 
 
 def test_guessing(shm, tmp_path):

@@ -248,6 +248,18 @@ def test_accept(exporter, accept, expected):
     assert int(head["content-length"]) > 1000
 
 
+def test_lines_of_one_header_are_one_list(exporter):
+    with exporter.connection() as connection:
+        connection.putrequest("GET", "/metrics", skip_accept_encoding=True)
+        for name, value in (("Accept", "image/png"), ("Accept", "application/openmetrics-text;version=1.0.0"),
+                            ("Accept-Encoding", "br"), ("Accept-Encoding", "gzip")):
+            connection.putheader(name, value)
+        connection.endheaders()
+        response = connection.getresponse()
+        assert response.headers["Content-Type"].startswith("application/openmetrics-text; version=1.0.0")
+        assert response.headers["Content-Encoding"] == "gzip" and response.read()
+
+
 @pytest.mark.parametrize("accept, expected", [
     ("gzip", True), ("gzip, deflate, br, zstd", True), ("*", True), ("identity;q=0", True), ("gzip;q=0.5, identity;q=0.1", True),
     ("zstd", False), ("deflate, br", False), ("gzip;q=0", False), ("*;q=0", False), ("identity, gzip;q=0.1", False),
@@ -385,6 +397,25 @@ def test_names_render_no_whole_page():
             return series[key("wideep_http_requests_total", code=200, handler="metrics")] >= 20
 
         wait_for(counted, pause=0)
+
+
+def test_large_selections_are_made_once():
+    """Few of them in a snapshot, so that nobody keeps the server busy with rendering; others are told so."""
+    with shared_directory() as shm, simulating(shm, "--layers", 500, "--engines", 5, "--experts", 5, "--passes", 5,
+                                               "--linger", 300) as sim:
+        sim.expected()
+        with exporting(shm, "--collect.interval=60s") as exporter:
+            ask = lambda *names: get(exporter, "text", path="/metrics?" + "&".join(
+                f"name[]={name}" for name in ("wideep_eplb_rank_tokens_total", *names)))
+            first = ask()[1]
+            assert len(READ["text"](first)) == 5 * 500
+            assert ask()[1] == first
+            others = ["wideep_rank_up", "wideep_ep_size", "wideep_build_info", "wideep_eplb_blocked"]
+            statuses = [exporter.get("/metrics?name[]=wideep_eplb_rank_tokens_total&name[]=" + name)[0].status
+                        for name in others]
+            assert statuses == [200, 200, 200, 503]
+            assert ask()[1] == first and ask(others[0])[1] != first
+            assert exporter.get("/metrics?name[]=" + others[3])[0].status == 200
 
 
 def test_many_names(exporter):

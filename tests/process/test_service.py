@@ -17,6 +17,7 @@ import time
 import pytest
 
 from exporter_helpers import EXPORTER, Exporter, exporting, free_port, shared_directory, simulating, wait_for
+from web_helpers import bcrypt, web_config
 
 HEADERS = "http_server_config:\n  headers:\n    X-Frame-Options: deny\n"
 
@@ -143,6 +144,17 @@ def test_load_balancers_see_that_the_collector_stands_still(shm):
             page = exporter.get("/lb/metrics")[1]
             assert b"\nwideep_lb_ready 0\n" in page
         wait_for(lambda: exporter.get("/lb")[0].status == 200)
+
+
+def test_probe_of_a_stuck_collector_behind_a_password(shm, tmp_path):
+    """That it is stuck is said to who has no password too: a probe takes a question for one as a sign of life."""
+    path = web_config(tmp_path / "web.yml", basic_auth_users={"alice": bcrypt("one")})
+    with exporting(shm, f"--web.config.file={path}") as exporter:
+        assert exporter.get("/-/healthy")[0].status == 401
+        with stopped_thread(exporter.pid, "collector"):
+            wait_for(lambda: exporter.get("/-/healthy")[0].status == 503)
+            assert exporter.get("/metrics")[0].status == 401
+        wait_for(lambda: exporter.get("/-/healthy")[0].status == 401)
 
 
 # ---- signals ----------------------------------------------------------------------------------------------------

@@ -143,13 +143,15 @@ def test_rate_limit(shm, tmp_path):
         began = time.monotonic()
         answered, refused = 0, None
         for _ in range(40):
-            response, body = exporter.get("/-/healthy")
+            response, body = exporter.get("/")
             assert response.status in (200, 429)
             answered += response.status == 200
             refused = (response, body) if response.status == 429 else refused
         assert 5 <= answered <= 6 + time.monotonic() - began < 40
         assert refused and refused[0].headers["Retry-After"] == "1" and b"rate_limit" in refused[1]
-        wait_for(lambda: exporter.get("/-/healthy")[0].status == 200, pause=0.5)
+        for probe in "/-/healthy", "/-/ready", "/lb", "/lb/metrics":
+            assert exporter.get(probe)[0].status == 200
+        wait_for(lambda: exporter.get("/")[0].status == 200, pause=0.5)
 
 
 def test_faulty_configuration_does_not_start(shm, tmp_path):
@@ -226,6 +228,25 @@ class Asker(threading.Thread):
             except Exception as error:  # noqa: BLE001
                 self.failures.append(error)
                 connection = None
+
+
+@pytest.mark.parametrize("left", ["", "# nothing\n", "http_server_config: {}\n"])
+def test_emptied_file_lays_nothing_open(shm, tmp_path, left):
+    authority(tmp_path, "ca")
+    certificate(tmp_path, "server", "ca")
+    path = tmp_path / "web.yml"
+    tls = {"cert_file": str(tmp_path / "server.pem"), "key_file": str(tmp_path / "server.key")}
+    web_config(path, tls_server_config=tls, basic_auth_users={"alice": bcrypt("one")})
+    with exporting(shm, f"--web.config.file={path}") as exporter:
+        def status(*flags):
+            return curl(f"https://127.0.0.1:{exporter.port}/metrics", "-k", *flags)[0]
+
+        wait_for(lambda: status("-u", "alice:one") == 200)
+        path.write_text(left)
+        exporter.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: any("no longer asks for TLS" in line for line in exporter.log))
+        assert status() == 401 and status("-u", "alice:one") == 200
+        assert curl(f"http://127.0.0.1:{exporter.port}/metrics")[0] != 200
 
 
 def test_no_request_fails_over_50_reloads(shm, tmp_path, certs):

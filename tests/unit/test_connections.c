@@ -162,7 +162,8 @@ START_TEST(half_closed_client)
 }
 END_TEST
 
-/* Who dawdles goes before who is kept, the oldest first; who is being answered stays. */
+/* Who dawdles goes before who is kept, the oldest first; who is being answered goes when there is nobody else, and has
+ * had a second. */
 START_TEST(room)
 {
     for (unsigned i = 0; i < 14; i++)
@@ -185,8 +186,14 @@ START_TEST(room)
     connections_make_room(connections, 5 * S);
     ck_assert(is_cut(13));
     connections_make_room(connections, 5 * S); /* one is on its way out, which is enough */
-    connections_evict(connections, 5 * S);     /* and now all are answered */
     ck_assert_uint_eq(cuts(HTTP_CUT_EVICTED), 9);
+    ck_assert(!is_cut(0));
+    connections_evict(connections, 5 * S); /* and now all are answered */
+    ck_assert(is_cut(0));
+    for (unsigned i = 1; i < 5; i++)
+        connections_evict(connections, 5 * S);
+    connections_evict(connections, 5 * S); /* those left have had no second yet */
+    ck_assert_uint_eq(cuts(HTTP_CUT_EVICTED), 14);
     add(14, 5 * S);
     add(15, 5 * S);
     ck_assert(!connections_has_room(connections));

@@ -305,10 +305,10 @@ static void silent(void *context, const struct http_request *request, struct htt
 static char exact_text[] = "exact", prefix_text[] = "prefix";
 
 static const struct http_route others[] = {
-    {"/a", false, HTTP_GET | HTTP_DELETE, "state", echo, exact_text, false},
-    {"/a/", true, HTTP_POST, "debug", echo, prefix_text, false},
-    {"/c", false, HTTP_GET, "lb", constant, NULL, false},
-    {"/s", false, HTTP_GET, "unheard of", silent, NULL, false},
+    {"/a", false, HTTP_GET | HTTP_DELETE, "state", echo, exact_text, false, false},
+    {"/a/", true, HTTP_POST, "debug", echo, prefix_text, false, false},
+    {"/c", false, HTTP_GET, "lb", constant, NULL, false, false},
+    {"/s", false, HTTP_GET, "unheard of", silent, NULL, false, false},
 };
 
 static void start_with(unsigned max_requests)
