@@ -345,7 +345,7 @@ static int load_config(struct http *http, bool always)
     }
     if (!error && before)
         web_config_remember(config, before);
-    if (!error && !always && config->fingerprint == http->web->config->fingerprint) {
+    if (!error && !always && before && config->fingerprint == before->fingerprint) {
         web_config_free(config);
     } else if (!error) {
         error = use_config(http, config);
