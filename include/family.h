@@ -104,6 +104,7 @@ struct self_stats {
     struct self_durations collect, render[PAGE_RENDERINGS], compress;
     struct http_stats http;
     uint64_t cpu_ns, resident_bytes, virtual_bytes, virtual_max_bytes, open_fds, max_fds;
+    uint64_t received_bytes, transmitted_bytes;
     double start_time_seconds;
 };
 

@@ -33,6 +33,10 @@ struct http_request {
 /* Value of a query argument; "" when it has none, NULL when it is absent. The first one counts. Handlers only. */
 const char *http_argument(const struct http_request *request, const char *name);
 
+/* The first query argument that is none of `known`, which ends with NULL; NULL: there is none. A misspelt one must not
+ * pass for one that was left out. Handlers only. */
+const char *http_unknown_argument(const struct http_request *request, const char *const *known);
+
 /* Filled by a handler. A handler that leaves it alone answers 500. */
 struct http_reply {
     unsigned code;

@@ -113,10 +113,15 @@ static bool parse_wish(const struct admin *admin, const struct http_request *req
                        struct layer_set *ret_layers, struct http_reply *reply)
 {
     const char *duration = http_argument(request, "duration"), *layers = http_argument(request, "layer");
+    static const char *const known[] = {"duration", "layer", NULL};
     char most[40];
 
     *ret_duration_ns = admin->duration_ns;
     memset(ret_layers, 0xff, sizeof *ret_layers);
+    if (http_unknown_argument(request, known)) {
+        http_reply_text(reply, 400, "the arguments here are duration and layer, in the query\n");
+        return false;
+    }
     if (duration && (!text_duration(duration, ret_duration_ns) || *ret_duration_ns == 0)) {
         http_reply_text(reply, 400, "duration must be a time such as 30s, 5m or 1m30s; DELETE ends the series\n");
         return false;

@@ -42,6 +42,8 @@ static void gather_self(struct collector *collector)
     self->resident_bytes = process.resident_bytes;
     self->virtual_bytes = process.virtual_bytes;
     self->virtual_max_bytes = process.virtual_max_bytes;
+    self->received_bytes = process.received_bytes;
+    self->transmitted_bytes = process.transmitted_bytes;
     self->open_fds = process.open_fds;
     self->max_fds = process.max_fds;
     self->start_time_seconds = process.start_time_seconds;
@@ -138,7 +140,8 @@ static int publish_state(struct collector *collector)
     return collector->config.state ? state_publish(collector->config.state, &sources, collector->config.lb) : 0;
 }
 
-static void collect(struct collector *collector)
+/* Returns 0, or why it is incomplete. */
+static int collect(struct collector *collector)
 {
     uint64_t begin_ns = wideep_i_clock_ns(CLOCK_MONOTONIC), now_ns = wideep_i_clock_ns(CLOCK_BOOTTIME);
     struct collector_debug debug = current_debug(collector, now_ns);
@@ -153,8 +156,10 @@ static void collect(struct collector *collector)
     int stale = copy_live(collector);
     failed = failed ? failed : stale ? stale : publish_state(collector);
     self_duration_observe(&collector->self.collect, wideep_i_clock_ns(CLOCK_MONOTONIC) - begin_ns);
-    if (error || failed)
-        log_error("a collection is incomplete", "error", strerror(error ? -error : -failed), NULL);
+    error = error ? error : failed;
+    if (error)
+        log_error("a collection is incomplete", "error", strerror(-error), NULL);
+    return error;
 }
 
 /* Waits for a point of CLOCK_MONOTONIC, or the end. Returns false at the end. */
@@ -186,15 +191,17 @@ static void *collector_main(void *argument)
     uint64_t live_ns = next_turn(wideep_i_clock_ns(CLOCK_MONOTONIC), COLLECTOR_LIVE_NS);
 
     while (wait_until(collector, collect_ns < live_ns ? collect_ns : live_ns)) {
+        int error;
         if (collect_ns <= live_ns) {
-            collect(collector);
+            error = collect(collector);
             collect_ns = next_turn(collect_ns, collector->config.interval_ns);
         } else {
             /* Without memory the board stays as it is; handlers see its age. */
-            (void)copy_live(collector);
+            error = copy_live(collector);
         }
         live_ns = next_turn(live_ns, COLLECTOR_LIVE_NS);
-        (void)__atomic_add_fetch(&collector->turns, 1, __ATOMIC_RELAXED);
+        if (!error)
+            (void)__atomic_add_fetch(&collector->turns, 1, __ATOMIC_RELAXED);
     }
     return NULL;
 }
@@ -256,7 +263,7 @@ int collector_start(struct collector **ret, const struct collector_config *confi
     if (!error)
         error = aggregate_new(&collector->aggregate, &config->aggregate, collector->set);
     if (!error) {
-        collect(collector);
+        (void)collect(collector); /* what is incomplete is collected again */
         if (collector->set->count == 0 && collector->set->directory_error == 0)
             log_info("waiting for segments", "directory", config->segments.directory, "instance",
                      config->segments.instance ? config->segments.instance : "*", NULL);

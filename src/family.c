@@ -550,6 +550,18 @@ static struct value process_max_fds(const struct family_sources *s, const struct
     return count(s->self->max_fds);
 }
 
+static struct value process_received(const struct family_sources *s, const struct family_at *at)
+{
+    (void)at;
+    return count(s->self->received_bytes);
+}
+
+static struct value process_transmitted(const struct family_sources *s, const struct family_at *at)
+{
+    (void)at;
+    return count(s->self->transmitted_bytes);
+}
+
 static struct value process_start(const struct family_sources *s, const struct family_at *at)
 {
     (void)at;
@@ -642,6 +654,10 @@ const struct family families[] = {
      "Maximum amount of virtual memory available in bytes.", .get = process_virtual_max},
     {"process_resident_memory_bytes", FAMILY_GAUGE, SCOPE_EXPORTER, "Resident memory size in bytes.",
      .get = process_resident},
+    {"process_network_receive_bytes_total", FAMILY_COUNTER, SCOPE_EXPORTER,
+     "Number of bytes received by the process over the network.", .get = process_received},
+    {"process_network_transmit_bytes_total", FAMILY_COUNTER, SCOPE_EXPORTER,
+     "Number of bytes sent by the process over the network.", .get = process_transmitted},
     {"process_start_time_seconds", FAMILY_GAUGE, SCOPE_EXPORTER,
      "Start time of the process since unix epoch in seconds.", .get = process_start},
     {"vllm:dbo_active",

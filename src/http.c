@@ -384,6 +384,32 @@ const char *http_argument(const struct http_request *request, const char *name)
     return argument.value;
 }
 
+struct unknown {
+    const char *const *known;
+    const char *found;
+};
+
+static enum MHD_Result compare_known(void *context, enum MHD_ValueKind kind, const char *name, const char *value)
+{
+    struct unknown *unknown = context;
+
+    (void)kind;
+    (void)value;
+    for (const char *const *known = unknown->known; *known; known++)
+        if (strcmp(name, *known) == 0)
+            return MHD_YES;
+    unknown->found = name;
+    return MHD_NO;
+}
+
+const char *http_unknown_argument(const struct http_request *request, const char *const *known)
+{
+    struct unknown unknown = {.known = known};
+
+    (void)MHD_get_connection_values(request->connection, MHD_GET_ARGUMENT_KIND, compare_known, &unknown);
+    return unknown.found;
+}
+
 void http_reply_text(struct http_reply *reply, unsigned code, const char *format, ...)
 {
     char *text = NULL;

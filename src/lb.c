@@ -247,9 +247,14 @@ void lb_handle(void *context, const struct http_request *request, struct http_re
 {
     struct lb *lb = context;
     const char *engine = http_argument(request, "engine"), *avoid = http_argument(request, "avoid");
+    static const char *const known[] = {"engine", "avoid", NULL};
     struct lb_view view;
     uint32_t number;
 
+    if (http_unknown_argument(request, known)) {
+        http_reply_text(reply, 400, "the arguments here are engine and avoid\n");
+        return;
+    }
     if (engine && !parse_engine(engine, strlen(engine), &number)) {
         http_reply_text(reply, 400, "engine must be a number from 0 to %u\n", WIDEEP_MAX_NUMBER);
         return;

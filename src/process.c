@@ -91,6 +91,26 @@ static void read_stat(struct process_stats *stats)
     stats->resident_bytes = field[24] * (unsigned long long)sysconf(_SC_PAGESIZE);
 }
 
+/* /proc/self/net/netstat has a line of names and one of values for each prefix. */
+static void read_network(struct process_stats *stats)
+{
+    char text[16384], *names_end, *values_end;
+
+    read_text("/proc/self/net/netstat", text, sizeof text);
+    char *names = strstr(text, "IpExt: "), *values = names ? strstr(names + 1, "\nIpExt: ") : NULL;
+    if (!values)
+        return;
+    *values++ = 0;
+    values[strcspn(values, "\n")] = 0;
+    char *name = strtok_r(names, " ", &names_end), *value = strtok_r(values, " ", &values_end);
+    for (; name && value; name = strtok_r(NULL, " ", &names_end), value = strtok_r(NULL, " ", &values_end)) {
+        if (strcmp(name, "InOctets") == 0)
+            stats->received_bytes = strtoull(value, NULL, 10);
+        else if (strcmp(name, "OutOctets") == 0)
+            stats->transmitted_bytes = strtoull(value, NULL, 10);
+    }
+}
+
 void process_stats(struct process_stats *ret)
 {
     struct timespec cpu;
@@ -98,6 +118,7 @@ void process_stats(struct process_stats *ret)
 
     memset(ret, 0, sizeof *ret);
     read_stat(ret);
+    read_network(ret);
     if (clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &cpu) == 0)
         ret->cpu_ns = (uint64_t)cpu.tv_sec * 1000000000u + (uint64_t)cpu.tv_nsec;
     ret->open_fds = count_fds();

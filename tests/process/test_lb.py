@@ -173,7 +173,7 @@ def test_deleted_is_forgotten(shm):
 
 
 @pytest.mark.parametrize("query", ["?engine=", "?engine", "?engine=x", "?engine=-1", "?engine=65536", "?engine=1%00",
-                                   "?avoid=", "?avoid=blocked"])
+                                   "?avoid=", "?avoid=blocked", "?Engine=0", "?engine=0&x"])
 def test_malformed_query(shm, query):
     with exporting(shm) as exporter:
         status, text = ask(exporter, query)
