@@ -497,7 +497,7 @@ static void forget_password(struct client *client)
 /* The library calls http_on_request() again, for which it takes a lock after this: the verdict is seen there. */
 static void on_verdict(struct auth_task *task, enum auth_verdict verdict)
 {
-    struct client *client = (struct client *)((char *)task - offsetof(struct client, task));
+    struct client *client = (void *)((char *)task - offsetof(struct client, task));
 
     client->verdict = verdict;
     MHD_resume_connection(client->suspended);
