@@ -26,6 +26,8 @@ class Segment:
         for i in range(self.sections_count):
             kind, stride, offset, length, count, batch = struct.unpack_from("<IIQQII", data, 256 + 32 * i)
             self.sections[kind] = (offset, stride, count)
+            if kind == 3:
+                self.batch = batch
         self.live = self.sections[1][0]
         self.totals = self.sections[2][0]
 
@@ -71,7 +73,8 @@ class Segment:
             return
         offset, stride, count = self.sections[3]
         head = self.word(offset)
-        for n in range(max(0, head - count), head):
+        # The oldest pass may be half overwritten, for good where the writer was killed.
+        for n in range(max(0, head + self.batch - count), head):
             at = offset + 128 + n % count * stride
             seq, number, when, tags = self.words(at, 4)
             assert seq == 2 * n + 2

@@ -441,71 +441,58 @@ def test_tls_handshakes(shm, tmp_path):
             wait_for(lambda: count_fds(exporter.pid) <= fds, 90)  # they are cut, although their clients hold on
 
 
+ALICE = {"Authorization": "Basic YWxpY2U6cmlnaHQ="}  # alice:right
+
+
+@contextlib.contextmanager
+def guessing(exporter, guesses, count):
+    """Clients that try wrong passwords as fast as they are answered; yields their answers' codes."""
+    stop, statuses = threading.Event(), []
+
+    def guess(i):
+        while not stop.is_set():
+            with exporter.connection() as connection:
+                connection.request("GET", "/metrics", headers={"Authorization": f"Basic {guesses[i % len(guesses)]}"})
+                statuses.append(connection.getresponse().status)
+
+    guessers = [threading.Thread(target=guess, args=(i,), daemon=True) for i in range(count)]
+    for guesser in guessers:
+        guesser.start()
+    wait_for(lambda: len(statuses) > 2 * count)
+    yield statuses
+    stop.set()
+    for guesser in guessers:
+        guesser.join(60)
+    assert set(statuses) <= {401, 503} and 401 in statuses
+
+
 def test_guessing_before_the_first_login(shm, tmp_path):
     """Guessers at some names keep others neither from their first login nor, over a reload, from the next."""
     path = web_config(tmp_path / "web.yml", basic_auth_users={"alice": bcrypt("right"), "bob": bcrypt("other")})
-    with exporting(shm, f"--web.config.file={path}") as exporter:
-        stop, statuses = threading.Event(), []
-
-        def guess(i):
-            while not stop.is_set():
-                with exporter.connection() as connection:
-                    connection.request("GET", "/metrics", headers={"Authorization": f"Basic {OTHERS[i % 2]}"})
-                    statuses.append(connection.getresponse().status)
-
-        guessers = [threading.Thread(target=guess, args=(i,), daemon=True) for i in range(24)]
-        for guesser in guessers:
-            guesser.start()
-        wait_for(lambda: len(statuses) > 50)
-        asked = {"Authorization": "Basic YWxpY2U6cmlnaHQ="}
-        assert exporter.get("/lb", headers=asked)[0].status == 200
+    guesses = ["Ym9iOndyb25n", "ZXZlOndyb25n"]  # bob:wrong, eve:wrong
+    with exporting(shm, f"--web.config.file={path}") as exporter, guessing(exporter, guesses, 24):
+        assert exporter.get("/lb", headers=ALICE)[0].status == 200
         exporter.process.send_signal(signal.SIGHUP)
         wait_for(lambda: len([line for line in exporter.log if "web configuration in use" in line]) > 1)
         for _ in range(10):
-            assert exporter.get("/lb", headers=asked)[0].status == 200
-        stop.set()
-        for guesser in guessers:
-            guesser.join(60)
-        assert set(statuses) <= {401, 503}
-
-
-OTHERS = "Ym9iOndyb25n", "ZXZlOndyb25n"  # bob:wrong, eve:wrong
+            assert exporter.get("/lb", headers=ALICE)[0].status == 200
 
 
 def test_guessing(shm, tmp_path):
     """Guessers keep each other waiting, and nobody whose password is known."""
     path = web_config(tmp_path / "web.yml", basic_auth_users={"alice": bcrypt("right", 1 << 10)})
+    guesses = ["YWxpY2U6d3Jvbmc=", "Ym9iOndyb25n"]  # alice:wrong, bob:wrong
     with exporting(shm, f"--web.config.file={path}") as exporter:
-        url = f"http://127.0.0.1:{exporter.port}"
-        wait_for(lambda: curl(f"{url}/-/healthy", "-u", "alice:right")[0] == 200)
-        stop, statuses = threading.Event(), []
+        wait_for(lambda: exporter.get("/-/healthy", headers=ALICE)[0].status == 200)
+        with guessing(exporter, guesses, 40):
 
-        def guess(i):
-            while not stop.is_set():
-                with exporter.connection() as connection:
-                    connection.request("GET", "/metrics", headers={"Authorization": f"Basic {GUESSES[i % 2]}"})
-                    statuses.append(connection.getresponse().status)
+            def ask():
+                assert exporter.get("/-/healthy", headers=ALICE)[0].status == 200
 
-        guessers = [threading.Thread(target=guess, args=(i,), daemon=True) for i in range(40)]
-        for guesser in guessers:
-            guesser.start()
-        wait_for(lambda: len(statuses) > 100)
-
-        def ask():
-            response, _ = exporter.get("/-/healthy", headers={"Authorization": "Basic YWxpY2U6cmlnaHQ="})
-            assert response.status == 200
-
-        # they take a processor, and the interpreter of this test another
-        assert seconds_of(ask)[10] < 5 * PROMPT_SECONDS
-        stop.set()
-        for guesser in guessers:
-            guesser.join(60)
-        assert set(statuses) <= {401, 503} and 401 in statuses
+            # they take a processor, and the interpreter of this test another
+            assert seconds_of(ask)[10] < 5 * PROMPT_SECONDS
         exporter.process.terminate()
         assert exporter.process.wait(30) == 0
-
-
-GUESSES = "YWxpY2U6d3Jvbmc=", "Ym9iOndyb25n"  # alice:wrong, bob:wrong
 
 
 # ---- load ------------------------------------------------------------------------------------------------------
