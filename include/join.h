@@ -57,6 +57,7 @@ struct join_member {
     uint64_t died_ns;  /* 0 while live */
     uint64_t first;    /* first pass it supplied to this run, UINT64_MAX: none */
     uint64_t newest;   /* newest pass it supplied + 1 */
+    uint64_t awaited;  /* passes below it were closed before it had supplied anything */
     bool ever;         /* its segment has supplied something, to this run or another */
     bool behind;       /* its newest pass was below the closed ones, but 1 s younger than all that was joined */
     struct {
@@ -95,7 +96,8 @@ void join_free(struct join *join);
 /* May `pass` be supplied, or are JOIN_OPEN_MAX open, or as many as the memory allows? */
 bool join_ready(const struct join *join, uint64_t pass);
 
-/* Adds a member's pass. Returns false when it was too late: the pass is closed, or the member went backwards. */
+/* Adds a member's pass. Returns false when it was too late: the pass is closed and was not whole without it, or the
+ * member went backwards. */
 bool join_supply(struct join *join, struct join_member *const *members, uint32_t count, struct join_member *member,
                  const struct ring_pass *pass);
 

@@ -24,7 +24,8 @@ struct join {
     uint32_t open_count, pool_count;
     struct open_pass *open[JOIN_OPEN_MAX]; /* ascending */
     struct open_pass *pool[POOL_MAX];
-    uint64_t closed; /* passes below it are closed */
+    uint64_t closed;     /* passes below it are closed */
+    uint64_t incomplete; /* newest pass that was closed incomplete + 1 */
     uint64_t newest_ns;
     struct join_layer *figures; /* [layers] */
 };
@@ -178,11 +179,11 @@ static void start_over(struct join *join, struct join_member *const *members, ui
 {
     while (join->open_count > 0)
         recycle(join, join->open[--join->open_count]);
-    join->closed = 0;
+    join->closed = join->incomplete = 0;
     join->newest_ns = 0;
     for (uint32_t i = 0; i < count; i++) {
         members[i]->first = UINT64_MAX;
-        members[i]->newest = 0;
+        members[i]->newest = members[i]->awaited = 0;
         members[i]->behind = false;
         members[i]->next_gap = 0;
         memset(members[i]->gaps, 0, sizeof members[i]->gaps);
@@ -237,6 +238,13 @@ static void add_reduced(struct open_pass *open, const struct join_member *member
     open->reduced_max[layer] = record->max_tokens_per_rank;
 }
 
+/* Is a closed pass whole without what the member says of it? Reduced figures of all layers, of one who had not recorded
+ * any by then, are not waited for. */
+static bool is_spare(const struct join *join, const struct join_member *member, const struct ring_pass *pass)
+{
+    return pass->record[0].flags & WIDEEP_REDUCED && pass->pass < member->awaited && pass->pass >= join->incomplete;
+}
+
 bool join_supply(struct join *join, struct join_member *const *members, uint32_t count, struct join_member *member,
                  const struct ring_pass *pass)
 {
@@ -253,9 +261,11 @@ bool join_supply(struct join *join, struct join_member *const *members, uint32_t
     if (member->first == UINT64_MAX)
         member->first = pass->pass;
     member->newest = pass->pass + 1;
+    if (!member->ever)
+        member->awaited = join->closed;
     member->ever = true;
     if (!open)
-        return false;
+        return is_spare(join, member, pass);
     join->newest_ns = pass->time_ns > join->newest_ns ? pass->time_ns : join->newest_ns;
     member->behind = false;
 
@@ -378,6 +388,7 @@ uint32_t join_emit(struct join *join, struct join_member *const *members, uint32
             sink->complete(sink->context, open->time_ns, join->figures);
         } else if (verdict == INCOMPLETE) {
             sink->incomplete(sink->context, cause, 1);
+            join->incomplete = open->pass + 1;
         }
         join->closed = open->pass + 1;
         remove_lowest(join);

@@ -655,6 +655,25 @@ START_TEST(reduced_waits_for_who_records)
 }
 END_TEST
 
+/* A pass that was whole without a rank's figures has lost nothing when they come; one that was not, has. */
+START_TEST(reduced_of_a_rank_that_was_not_waited_for)
+{
+    begin(3);
+    for (uint64_t pass = 0; pass < 2; pass++)
+        ck_assert(supply_reduced(0, pass, 0, 2, 4, 8));
+    ck_assert_uint_eq(emit(), 2);
+    for (uint64_t pass = 0; pass < 2; pass++)
+        ck_assert(supply_reduced(1, pass, 0, 2, 5, 9));
+    ck_assert(supply_reduced(0, 2, 0, 2, 4, 8));
+    ck_assert(supply_reduced(0, 102, 0, 2, 4, 8));
+    ck_assert_uint_eq(emit(), 1); /* pass 2, one second older, and rank 1 is waited for by now */
+    ck_assert_uint_eq(incomplete(), 1);
+    ck_assert(!supply_reduced(1, 2, 0, 2, 5, 9));
+    ck_assert(!supply_reduced(2, 2, 0, 2, 5, 9)); /* not waited for, but the pass is not whole */
+    finish();
+}
+END_TEST
+
 START_TEST(reduced_and_partial)
 {
     begin(2);
@@ -843,6 +862,7 @@ int main(void)
                                   steps,
                                   reduced_lowest_rank_alone,
                                   reduced_waits_for_who_records,
+                                  reduced_of_a_rank_that_was_not_waited_for,
                                   reduced_and_partial,
                                   one_layer_reduced_waits_for_all,
                                   new_run,
