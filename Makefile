@@ -100,8 +100,10 @@ ifneq ($(filter-out $(NO_COMPILE),$(or $(MAKECMDGOALS),all)),)
 
 PKGS := libmicrohttpd liburcu-bp gnutls jansson libsystemd yaml-0.1 libcrypt libdeflate libprotobuf-c
 PKGS_FOUND := $(shell $(PKG_CONFIG) --exists $(PKGS) 2>/dev/null && echo yes)
-PKG_CFLAGS := $(shell $(PKG_CONFIG) --cflags $(PKGS) 2>/dev/null)
-PKG_LIBS := $(shell $(PKG_CONFIG) --libs $(PKGS) 2>/dev/null)
+# Compresses four times as fast; not every machine has it.
+PKGS_MORE := $(shell $(PKG_CONFIG) --exists libisal 2>/dev/null && echo libisal)
+PKG_CFLAGS := $(shell $(PKG_CONFIG) --cflags $(PKGS) $(PKGS_MORE) 2>/dev/null) $(if $(PKGS_MORE),-DHAVE_ISAL)
+PKG_LIBS := $(shell $(PKG_CONFIG) --libs $(PKGS) $(PKGS_MORE) 2>/dev/null)
 CHECK_CFLAGS := $(shell $(PKG_CONFIG) --cflags check 2>/dev/null)
 CHECK_LIBS := $(shell $(PKG_CONFIG) --libs check 2>/dev/null)
 

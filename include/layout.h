@@ -5,6 +5,13 @@
  * and reference counted: the collector makes a new one when the set of series changes, snapshots share it. What a
  * snapshot adds is one value for each series; one that is VALUE_ABSENT is not on the page.
  *
+ * Neighbours mostly differ in the value of their last label alone, so texts are kept by runs: the head that its series
+ * begin with, once, and behind it the tail of each. A page's prefixes then fit a cache, and the page itself is the only
+ * large thing that rendering touches.
+ *
+ *     texts   …│tokens{engine="0",layer="7",expert_id="│0"} │1"} │2"} │ … │31"} │tokens{engine="0",layer="8",…
+ *              └─ head of a run, to its last ="         └─ tails, one for each of its series ┘
+ *
  * The limit on series is one on what a page shows, so it is applied where values are read: which series are absent is
  * not known before. The layout itself is bounded too, since what it describes comes from shared memory.
  */
@@ -14,24 +21,30 @@
 #include "buffer.h"
 #include "family.h"
 
-/* So many series beyond the limit are laid out, for those that are absent. Each takes about 100 bytes. */
+/* So many series beyond the limit are laid out, for those that are absent. Each takes up to 100 bytes. */
 #define LAYOUT_ABSENT_MAX 200000
 
-struct layout_series {
-    size_t offset; /* of its text in `texts` */
-    uint32_t length;
+struct layout_run {
+    size_t text;        /* offset of the head in `texts` */
+    size_t first;       /* index of its first series, of the layout's */
+    uint32_t count;     /* series */
+    uint32_t head_size; /* bytes */
+    size_t tails_size;
 };
 
 struct layout_family {
     const struct family *family;
-    size_t first, count; /* of `series` */
+    size_t first, count; /* series */
+    size_t first_run, run_count;
 };
 
 /* Fields are for reading by those who make pages. */
 struct layout {
     int references;
     uint64_t limit;
-    struct layout_series *series;
+    struct layout_run *runs;
+    size_t run_count, run_capacity;
+    uint16_t *tail_sizes; /* [series_count] bytes */
     size_t series_count, series_capacity;
     struct layout_family *families; /* those with a series, in the order of the table */
     size_t family_count;

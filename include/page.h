@@ -5,7 +5,7 @@
 #ifndef WIDEEP_PAGE_H
 #define WIDEEP_PAGE_H
 
-#include <stddef.h>
+#include "buffer.h"
 
 /* The last of them is not rendered by itself: it is OpenMetrics under the version that older Prometheus servers ask
  * for, with the same bytes. */
@@ -28,7 +28,7 @@ const char *page_content_type(enum page_format format);
 /* Value of the header Content-Encoding; NULL for PAGE_IDENTITY. */
 const char *page_content_encoding(enum page_encoding encoding);
 
-/* Compresses into fresh memory. Returns 0 or -ENOMEM. */
-int page_gzip(const char *data, size_t size, char **ret, size_t *ret_size);
+/* Puts the compressed bytes into an empty buffer. Returns 0 or -ENOMEM. */
+int page_gzip(struct buffer *ret, const char *data, size_t size);
 
 #endif

@@ -8,9 +8,13 @@
  * A snapshot owns its pages. Each is rendered, and compressed, at most once, by the first who asks for that format and
  * encoding; concurrent callers wait for it.
  *
+ * What a snapshot that has gone leaves behind is used again: its memory for the next one, its buffers for other pages,
+ * and the newest such text page as what unchanged lines are copied from. So a collection allocates nothing as long as
+ * the layout stays the same. Nothing is kept of another layout than that of the newest snapshot.
+ *
  * Slow readers hold old snapshots, so the number of those with pages is bounded: snapshot_acquire_page() gives each new
  * snapshot one of SNAPSHOT_GENERATIONS_MAX places, which it keeps until its last reference goes. While none is free, it
- * gives the newest snapshot that has one.
+ * gives the newest snapshot that has one. A page that is kept to copy from has one of these places.
  */
 #ifndef WIDEEP_SNAPSHOT_H
 #define WIDEEP_SNAPSHOT_H
@@ -21,12 +25,12 @@
 
 struct snapshot;
 
-/* Takes over a reference to `layout` and the array of its values. Returns NULL, with both still the caller's, when
- * there is no memory. Collector thread. */
-struct snapshot *snapshot_new(struct layout *layout, struct value *values, uint64_t time_ns);
+/* A snapshot of a layout, with a reference for the caller. `ret_values`: [layout_series()], to be filled before it is
+ * published. NULL when there is no memory. Collector thread. */
+struct snapshot *snapshot_new(struct layout *layout, uint64_t time_ns, struct value **ret_values);
 
-/* Makes it the newest; takes over the caller's reference. NULL withdraws the newest. Waits for a grace period, which is
- * as long as readers need to take a reference. Collector thread. */
+/* Makes it the newest; takes over the caller's reference. NULL withdraws the newest and keeps nothing. Waits for a
+ * grace period, which is as long as readers need to take a reference. Collector thread. */
 void snapshot_publish(struct snapshot *snapshot);
 
 /* The newest published snapshot with a reference for the caller, or NULL before the first collection.

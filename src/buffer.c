@@ -22,7 +22,8 @@ bool buffer_reserve(struct buffer *buffer, size_t more)
 
 void buffer_add(struct buffer *buffer, const char *bytes, size_t length)
 {
-    if (!buffer_reserve(buffer, length))
+    /* There may be no memory yet to copy nothing to. */
+    if (length == 0 || !buffer_reserve(buffer, length))
         return;
     memcpy(buffer->data + buffer->size, bytes, length);
     buffer->size += length;

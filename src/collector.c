@@ -83,14 +83,10 @@ static int publish(struct collector *collector, uint64_t now_ns)
     int error = renew_layout(collector, &sources);
     if (error)
         return error;
-    struct value *values = malloc(layout_series(collector->layout) * sizeof *values);
-    struct snapshot *snapshot = values ? snapshot_new(layout_ref(collector->layout), values, now_ns) : NULL;
-    if (!snapshot) {
-        if (values)
-            layout_unref(collector->layout);
-        free(values);
+    struct value *values;
+    struct snapshot *snapshot = snapshot_new(collector->layout, now_ns, &values);
+    if (!snapshot)
         return -ENOMEM;
-    }
     note_dropped(collector, layout_read_values(collector->layout, &sources, values));
     snapshot_publish(snapshot);
     return 0;

@@ -42,49 +42,120 @@ static size_t format_value(char *ret, struct value value)
     }
 }
 
-static void add_family(struct buffer *page, const struct layout *layout, const struct value *values,
-                       const struct layout_family *family, enum page_format format)
+/* ---- runs --------------------------------------------------------------------------------------------------- */
+
+static bool is_shown(const struct layout_run *run, const struct value *values)
+{
+    for (uint32_t i = 0; i < run->count; i++)
+        if (values[run->first + i].kind != VALUE_ABSENT)
+            return true;
+    return false;
+}
+
+static bool same_values(const struct layout_run *run, const struct value *a, const struct value *b)
+{
+    uint64_t differ = 0;
+
+    if (a == b)
+        return true;
+    for (size_t i = run->first; i < run->first + run->count; i++)
+        differ |= (a[i].bits ^ b[i].bits) | (uint64_t)(a[i].kind ^ b[i].kind);
+    return differ == 0;
+}
+
+static void add_lines(struct buffer *page, const struct layout *layout, const struct layout_run *run,
+                      const struct value *values)
+{
+    const char *head = layout->texts.data + run->text, *tail = head + run->head_size;
+
+    if (!buffer_reserve(page, run->tails_size + run->count * (run->head_size + TEXT_NUMBER_MAX + 1u)))
+        return;
+    char *at = page->data + page->size;
+    for (size_t i = run->first; i < run->first + run->count; i++) {
+        const size_t tail_size = layout->tail_sizes[i];
+        if (values[i].kind != VALUE_ABSENT) {
+            memcpy(at, head, run->head_size);
+            at += run->head_size;
+            memcpy(at, tail, tail_size);
+            at += tail_size;
+            at += format_value(at, values[i]);
+            *at++ = '\n';
+        }
+        tail += tail_size;
+    }
+    page->size = (size_t)(at - page->data);
+}
+
+/* ---- pages -------------------------------------------------------------------------------------------------- */
+
+struct rendering {
+    struct buffer *page;
+    const struct layout *layout;
+    const struct value *values;
+    enum page_format format;
+    const struct exposition_earlier *earlier; /* NULL: none */
+    struct exposition_span *spans;            /* NULL: nobody asks */
+};
+
+static void add_run(const struct rendering *rendering, size_t r)
+{
+    const struct layout_run *run = &rendering->layout->runs[r];
+    const struct exposition_earlier *earlier = rendering->earlier;
+    const size_t begin = rendering->page->size;
+
+    if (earlier && same_values(run, rendering->values, earlier->values))
+        buffer_add(rendering->page, earlier->page + earlier->spans[r].begin,
+                   earlier->spans[r].end - earlier->spans[r].begin);
+    else
+        add_lines(rendering->page, rendering->layout, run, rendering->values);
+    if (rendering->spans)
+        rendering->spans[r] = (struct exposition_span){begin, rendering->page->size};
+}
+
+static void add_family(const struct rendering *rendering, const struct layout_family *family)
 {
     bool header = false;
 
-    for (size_t i = family->first; i < family->first + family->count; i++) {
-        const struct layout_series *series = &layout->series[i];
-        if (values[i].kind == VALUE_ABSENT)
-            continue;
-        if (!header)
-            add_header(page, family->family, format);
-        header = true;
-        if (!buffer_reserve(page, series->length + TEXT_NUMBER_MAX + 1))
-            return;
-        memcpy(page->data + page->size, layout->texts.data + series->offset, series->length);
-        page->size += series->length;
-        page->size += format_value(page->data + page->size, values[i]);
-        page->data[page->size++] = '\n';
+    for (size_t r = family->first_run; r < family->first_run + family->run_count; r++) {
+        if (!header && is_shown(&rendering->layout->runs[r], rendering->values)) {
+            add_header(rendering->page, family->family, rendering->format);
+            header = true;
+        }
+        add_run(rendering, r);
     }
 }
 
-int exposition_render(const struct layout *layout, const struct value *values, enum page_format format,
-                      const bool *wanted, char **ret_page, size_t *ret_size)
+static int render(const struct rendering *rendering, const bool *wanted)
 {
-    const enum page_format rendering = page_rendering(format);
-    struct buffer page = {0};
+    const struct layout *layout = rendering->layout;
 
-    (void)buffer_reserve(&page, 1); /* an empty page is a page */
+    (void)buffer_reserve(rendering->page, 1); /* an empty page is a page */
     for (size_t f = 0; f < layout->family_count; f++) {
         if (wanted && !wanted[f])
             continue;
-        if (rendering == PAGE_PROTOBUF)
-            protobuf_add_family(&page, layout, values, &layout->families[f]);
+        if (rendering->format == PAGE_PROTOBUF)
+            protobuf_add_family(rendering->page, layout, rendering->values, &layout->families[f]);
         else
-            add_family(&page, layout, values, &layout->families[f], rendering);
+            add_family(rendering, &layout->families[f]);
     }
-    if (rendering == PAGE_OPENMETRICS)
-        buffer_text(&page, "# EOF\n");
-    if (page.failed) {
-        free(page.data);
-        return -ENOMEM;
-    }
-    *ret_page = page.data;
-    *ret_size = page.size;
-    return 0;
+    if (rendering->format == PAGE_OPENMETRICS)
+        buffer_text(rendering->page, "# EOF\n");
+    return rendering->page->failed ? -ENOMEM : 0;
+}
+
+int exposition_render(struct buffer *page, const struct layout *layout, const struct value *values,
+                      enum page_format format, const struct exposition_earlier *earlier,
+                      struct exposition_span *ret_spans)
+{
+    const struct rendering rendering = {page, layout, values, page_rendering(format), earlier, ret_spans};
+
+    return render(&rendering, NULL);
+}
+
+int exposition_render_some(struct buffer *page, const struct layout *layout, const struct value *values,
+                           enum page_format format, const bool *wanted)
+{
+    const struct rendering rendering = {page, layout, values, page_rendering(format), NULL, NULL};
+
+    return render(&rendering, wanted);
 }

@@ -4,26 +4,65 @@
 
 #include <assert.h>
 
-/* ---- labels ------------------------------------------------------------------------------------------------- */
+/* ---- the text of one series ---------------------------------------------------------------------------------- */
 
-static void buffer_label(struct buffer *buffer, char *separator, const char *name, const char *value)
+struct series_text {
+    struct buffer bytes;
+    char separator;   /* of the next label */
+    size_t head_size; /* up to the last label's value; 0 without labels */
+};
+
+static void add_label(struct series_text *text, const char *name, const char *value)
 {
     char escaped[2 * SEGMENT_MODEL_MAX + 1];
 
-    buffer_add(buffer, separator, 1);
-    *separator = ',';
-    buffer_text(buffer, name);
-    buffer_add(buffer, "=\"", 2);
-    buffer_add(buffer, escaped, text_escape_label(escaped, sizeof escaped, value, strlen(value)));
-    buffer_add(buffer, "\"", 1);
+    buffer_add(&text->bytes, &text->separator, 1);
+    text->separator = ',';
+    buffer_text(&text->bytes, name);
+    buffer_add(&text->bytes, "=\"", 2);
+    text->head_size = text->bytes.size;
+    buffer_add(&text->bytes, escaped, text_escape_label(escaped, sizeof escaped, value, strlen(value)));
+    buffer_add(&text->bytes, "\"", 1);
 }
 
-static void buffer_label_number(struct buffer *buffer, char *separator, const char *name, uint64_t value)
+static void add_number_label(struct series_text *text, const char *name, uint64_t value)
 {
     char digits[TEXT_NUMBER_MAX + 1];
 
     digits[text_u64(digits, value)] = 0;
-    buffer_label(buffer, separator, name, digits);
+    add_label(text, name, digits);
+}
+
+static void add_scope_labels(struct series_text *text, const struct family *family, const struct family_at *at,
+                             bool instance_label)
+{
+    const struct engine *engine = at->engine;
+    const struct group *group = at->group;
+
+    if (family->scope == SCOPE_EXPORTER)
+        return;
+    if (instance_label)
+        add_label(text, "wideep_instance", engine ? engine->instance : group->instance);
+    if (at->source)
+        add_label(text, "model_name", at->source->segment->model[0]);
+    else if (family->scope != SCOPE_RANK)
+        add_label(text, "model_name", group ? group->model : at->model ? at->model->name : engine->model);
+    if (engine)
+        add_number_label(text, "engine", engine->number);
+    else if (group)
+        add_number_label(text, family->scope == SCOPE_EXPERT ? "engine" : "group", group->label);
+    if (at->source && at->source->is_rank)
+        add_label(text, "frontend", "rank");
+    else if (at->source)
+        add_number_label(text, "frontend", at->source->segment->view.identity.rank);
+    if (family->scope == SCOPE_RANK)
+        add_number_label(text, "rank", at->segment->view.identity.rank);
+    if (family->scope == SCOPE_ENGINE_LAYER || family->scope >= SCOPE_GROUP_LAYER)
+        add_number_label(text, "layer", at->layer);
+    if (family->scope == SCOPE_GROUP_RANK)
+        add_number_label(text, "ep_rank", at->ep_rank);
+    if (family->scope == SCOPE_EXPERT)
+        add_number_label(text, "expert_id", at->expert);
 }
 
 /* ---- layout ------------------------------------------------------------------------------------------------- */
@@ -32,6 +71,7 @@ struct layout_making {
     struct layout *layout;
     const struct family_sources *sources;
     bool instance_label;
+    struct series_text text; /* of the series at hand */
 };
 
 /* Number of series that one visit of the walk stands for. */
@@ -40,70 +80,84 @@ static size_t series_of(const struct family *family)
     return family->type == FAMILY_HISTOGRAM ? family->bound_count + 3u : 1u;
 }
 
-static void add_scope_labels(struct buffer *text, char *separator, const struct family *family,
-                             const struct family_at *at, bool instance_label)
+/* The array of `count`, moved if need be, with room for one more; NULL when there is no memory. */
+static void *with_room(void *array, size_t count, size_t *capacity, size_t size)
 {
-    const struct engine *engine = at->engine;
-    const struct group *group = at->group;
+    if (count < *capacity)
+        return array;
+    size_t more = *capacity ? 2 * *capacity : 256;
+    void *grown = realloc(array, more * size);
+    if (grown)
+        *capacity = more;
+    return grown;
+}
 
-    if (family->scope == SCOPE_EXPORTER)
+/* Does the text go on with the newest run, which is of the same family? */
+static bool continues(const struct layout *layout, const struct layout_run *run, const struct series_text *text)
+{
+    return text->head_size > 0 && run->head_size == text->head_size &&
+           memcmp(layout->texts.data + run->text, text->bytes.data, text->head_size) == 0;
+}
+
+/* The run that the text belongs to, or NULL without memory. */
+static struct layout_run *run_for(struct layout *layout, const struct series_text *text)
+{
+    struct layout_family *family = &layout->families[layout->family_count - 1];
+
+    if (family->run_count > 0 && continues(layout, &layout->runs[layout->run_count - 1], text))
+        return &layout->runs[layout->run_count - 1];
+    struct layout_run *runs = with_room(layout->runs, layout->run_count, &layout->run_capacity, sizeof *runs);
+    if (!runs)
+        return NULL;
+    layout->runs = runs;
+    struct layout_run *run = &runs[layout->run_count++];
+    *run = (struct layout_run){
+        .text = layout->texts.size, .first = layout->series_count, .head_size = (uint32_t)text->head_size};
+    family->run_count++;
+    buffer_add(&layout->texts, text->bytes.data, text->head_size);
+    return run;
+}
+
+static void append_series(struct layout *layout, const struct series_text *text)
+{
+    struct layout_run *run = text->bytes.failed ? NULL : run_for(layout, text);
+    uint16_t *tail_sizes =
+        with_room(layout->tail_sizes, layout->series_count, &layout->series_capacity, sizeof *tail_sizes);
+    size_t tail_size = text->bytes.size - text->head_size;
+
+    if (tail_sizes)
+        layout->tail_sizes = tail_sizes;
+    if (!run || !tail_sizes) {
+        layout->texts.failed = true;
         return;
-    if (instance_label)
-        buffer_label(text, separator, "wideep_instance", engine ? engine->instance : group->instance);
-    if (at->source)
-        buffer_label(text, separator, "model_name", at->source->segment->model[0]);
-    else if (family->scope != SCOPE_RANK)
-        buffer_label(text, separator, "model_name", group ? group->model : at->model ? at->model->name : engine->model);
-    if (engine)
-        buffer_label_number(text, separator, "engine", engine->number);
-    else if (group)
-        buffer_label_number(text, separator, family->scope == SCOPE_EXPERT ? "engine" : "group", group->label);
-    if (at->source && at->source->is_rank)
-        buffer_label(text, separator, "frontend", "rank");
-    else if (at->source)
-        buffer_label_number(text, separator, "frontend", at->source->segment->view.identity.rank);
-    if (family->scope == SCOPE_RANK)
-        buffer_label_number(text, separator, "rank", at->segment->view.identity.rank);
-    if (family->scope == SCOPE_ENGINE_LAYER || family->scope >= SCOPE_GROUP_LAYER)
-        buffer_label_number(text, separator, "layer", at->layer);
-    if (family->scope == SCOPE_GROUP_RANK)
-        buffer_label_number(text, separator, "ep_rank", at->ep_rank);
-    if (family->scope == SCOPE_EXPERT)
-        buffer_label_number(text, separator, "expert_id", at->expert);
+    }
+    assert(tail_size <= UINT16_MAX); /* a label's value and three bytes */
+    buffer_add(&layout->texts, text->bytes.data + text->head_size, tail_size);
+    tail_sizes[layout->series_count++] = (uint16_t)tail_size;
+    run->tails_size += tail_size;
+    run->count++;
 }
 
 static void add_series(struct layout_making *making, const struct family *family, const struct family_at *at,
                        const char *suffix, const char *le)
 {
-    struct layout *layout = making->layout;
-    struct buffer *text = &layout->texts;
-    char separator = '{';
+    struct series_text *text = &making->text;
 
-    if (layout->series_count == layout->series_capacity) {
-        size_t capacity = layout->series_capacity ? 2 * layout->series_capacity : 1024;
-        struct layout_series *series = realloc(layout->series, capacity * sizeof *series);
-        if (!series) {
-            text->failed = true;
-            return;
-        }
-        layout->series = series;
-        layout->series_capacity = capacity;
-    }
-    struct layout_series *series = &layout->series[layout->series_count++];
-    series->offset = text->size;
-    buffer_text(text, family->name);
-    buffer_text(text, suffix);
-    add_scope_labels(text, &separator, family, at, making->instance_label);
+    text->bytes.size = text->head_size = 0;
+    text->separator = '{';
+    buffer_text(&text->bytes, family->name);
+    buffer_text(&text->bytes, suffix);
+    add_scope_labels(text, family, at, making->instance_label);
     if (family->labels[0].name)
-        buffer_label(text, &separator, family->labels[0].name, family->labels[0].values[at->i]);
+        add_label(text, family->labels[0].name, family->labels[0].values[at->i]);
     if (family->labels[1].name)
-        buffer_label(text, &separator, family->labels[1].name, family->labels[1].values[at->j]);
+        add_label(text, family->labels[1].name, family->labels[1].values[at->j]);
     for (size_t i = 0; i < FAMILY_FACTS_MAX && family->facts[i].name; i++)
-        buffer_label(text, &separator, family->facts[i].name, family->facts[i].get(making->sources));
+        add_label(text, family->facts[i].name, family->facts[i].get(making->sources));
     if (le)
-        buffer_label(text, &separator, "le", le);
-    buffer_text(text, separator == '{' ? " " : "} ");
-    series->length = (uint32_t)(text->size - series->offset);
+        add_label(text, "le", le);
+    buffer_text(&text->bytes, text->separator == '{' ? " " : "} ");
+    append_series(making->layout, text);
 }
 
 /* Asked in the same order when texts are made and when values are read, and answered alike. */
@@ -120,7 +174,8 @@ static void visit_layout(void *context, const struct family *family, const struc
     if (!has_room(layout, layout->series_count, family))
         return;
     if (layout->family_count == 0 || layout->families[layout->family_count - 1].family != family)
-        layout->families[layout->family_count++] = (struct layout_family){family, layout->series_count, 0};
+        layout->families[layout->family_count++] =
+            (struct layout_family){.family = family, .first = layout->series_count, .first_run = layout->run_count};
     if (family->type == FAMILY_HISTOGRAM) {
         for (unsigned b = 0; b < family->bound_count; b++)
             add_series(making, family, at, "_bucket", family->bounds[b]);
@@ -150,7 +205,7 @@ static void sort_names(struct layout *layout)
 int layout_new(struct layout **ret, const struct family_sources *sources, uint64_t limit, bool instance_label)
 {
     struct layout *layout = calloc(1, sizeof *layout);
-    struct layout_making making = {layout, sources, instance_label};
+    struct layout_making making = {.layout = layout, .sources = sources, .instance_label = instance_label};
 
     if (!layout)
         return -ENOMEM;
@@ -162,6 +217,7 @@ int layout_new(struct layout **ret, const struct family_sources *sources, uint64
         family_walk(sources, visit_layout, &making);
         sort_names(layout);
     }
+    free(making.text.bytes.data);
     if (!layout->families || !layout->by_name || layout->texts.failed) {
         layout_unref(layout);
         return -ENOMEM;
@@ -182,7 +238,8 @@ void layout_unref(struct layout *layout)
     /* Release what this thread did with it; the last one acquires what all others did. */
     if (!layout || __atomic_sub_fetch(&layout->references, 1, __ATOMIC_ACQ_REL) > 0)
         return;
-    free(layout->series);
+    free(layout->runs);
+    free(layout->tail_sizes);
     free(layout->families);
     free(layout->by_name);
     free(layout->texts.data);

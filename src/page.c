@@ -1,6 +1,9 @@
 #include "page.h"
 
 #include <errno.h>
+#ifdef HAVE_ISAL
+#include <isa-l/igzip_lib.h>
+#endif
 #include <libdeflate.h>
 #include <stdlib.h>
 
@@ -32,29 +35,63 @@ const char *page_content_encoding(enum page_encoding encoding)
     return encoding == PAGE_GZIP ? "gzip" : NULL;
 }
 
-int page_gzip(const char *data, size_t size, char **ret, size_t *ret_size)
+/* ---- compression -------------------------------------------------------------------------------------------- */
+
+#ifdef HAVE_ISAL
+/* What ISA-L needs besides the page; too much for a thread's stack. */
+struct igzip {
+    struct isal_zstream stream;
+    uint8_t level[ISAL_DEF_LVL1_DEFAULT];
+};
+
+/* False when it cannot: no memory, or more than its 32 bits can count. */
+static bool igzip(struct buffer *ret, const char *data, size_t size)
+{
+    struct igzip *work = size <= UINT32_MAX && ret->capacity <= UINT32_MAX ? malloc(sizeof *work) : NULL;
+
+    if (!work)
+        return false;
+    isal_deflate_stateless_init(&work->stream);
+    work->stream.level = 1;
+    work->stream.level_buf = work->level;
+    work->stream.level_buf_size = sizeof work->level;
+    work->stream.gzip_flag = IGZIP_GZIP;
+    work->stream.end_of_stream = 1;
+    work->stream.next_in = (uint8_t *)(uintptr_t)data; /* only read */
+    work->stream.avail_in = (uint32_t)size;
+    work->stream.next_out = (uint8_t *)ret->data;
+    work->stream.avail_out = (uint32_t)ret->capacity;
+    bool done = isal_deflate_stateless(&work->stream) == COMP_OK;
+    if (done)
+        ret->size = work->stream.total_out;
+    free(work);
+    return done;
+}
+#else
+static bool igzip(struct buffer *ret, const char *data, size_t size)
+{
+    (void)ret;
+    (void)data;
+    (void)size;
+    return false;
+}
+#endif
+
+static bool deflate(struct buffer *ret, const char *data, size_t size)
 {
     struct libdeflate_compressor *compressor = libdeflate_alloc_compressor(GZIP_LEVEL);
-    char *out = NULL;
-    size_t written = 0;
 
-    if (compressor) {
-        size_t bound = libdeflate_gzip_compress_bound(compressor, size);
-        out = malloc(bound);
-        if (out)
-            written = libdeflate_gzip_compress(compressor, data, size, out, bound);
-        libdeflate_free_compressor(compressor);
-    }
-    /* Within its own bound it never fails, and writes a header at least. */
-    if (written == 0) {
-        free(out);
+    if (!compressor)
+        return false;
+    ret->size = libdeflate_gzip_compress(compressor, data, size, ret->data, ret->capacity);
+    libdeflate_free_compressor(compressor);
+    return ret->size > 0;
+}
+
+int page_gzip(struct buffer *ret, const char *data, size_t size)
+{
+    /* Within this bound neither fails for want of room. */
+    if (!buffer_reserve(ret, libdeflate_gzip_compress_bound(NULL, size)))
         return -ENOMEM;
-    }
-    /* The bound is the size of the page, of which a tenth is used. */
-    char *shrunk = realloc(out, written);
-    if (shrunk)
-        out = shrunk;
-    *ret = out;
-    *ret_size = written;
-    return 0;
+    return igzip(ret, data, size) || deflate(ret, data, size) ? 0 : -ENOMEM;
 }

@@ -10,6 +10,8 @@
 
 /* What is needed for one series, kept from one to the next. */
 struct work {
+    bool empty;            /* no metric of the family yet */
+    struct buffer text;    /* as the layout has it */
     struct buffer strings; /* of the labels */
     Prom__LabelPair pairs[LABELS_MAX], *pair_pointers[LABELS_MAX];
     double bounds[FAMILY_BUCKETS_MAX];
@@ -52,15 +54,15 @@ static const char *take_value(const char *at, struct buffer *strings)
     return at + 1;
 }
 
-/* `text`: name{label="value",…} or name without labels. Returns how many pairs there are, -ENOMEM. */
-static int read_labels(struct work *work, const char *text, size_t length)
+/* Of the text at hand: name{label="value",…} or name without labels. Returns how many pairs there are, -ENOMEM. */
+static int read_labels(struct work *work)
 {
-    const char *at = memchr(text, '{', length);
+    const char *at = work->text.failed ? NULL : memchr(work->text.data, '{', work->text.size);
     int n = 0;
 
     work->strings.size = 0;
     /* Each `="` makes room for a NUL more. */
-    if (!buffer_reserve(&work->strings, length))
+    if (work->text.failed || !buffer_reserve(&work->strings, work->text.size))
         return -ENOMEM;
     while (at && *at != '}') {
         assert(n < LABELS_MAX);
@@ -86,11 +88,10 @@ static void add_piece(struct buffer *page, const Prom__MetricFamily *piece)
         page->size += prom__metric_family__pack(piece, (uint8_t *)page->data + page->size);
 }
 
-static void add_metric(struct buffer *page, struct work *work, const struct layout *layout,
-                       const struct layout_series *series, Prom__Metric *metric)
+static void add_metric(struct buffer *page, struct work *work, Prom__Metric *metric)
 {
     Prom__MetricFamily piece = PROM__METRIC_FAMILY__INIT;
-    int labels = read_labels(work, layout->texts.data + series->offset, series->length);
+    int labels = read_labels(work);
 
     if (labels < 0) {
         page->failed = true;
@@ -103,8 +104,7 @@ static void add_metric(struct buffer *page, struct work *work, const struct layo
     add_piece(page, &piece);
 }
 
-static void add_simple(struct buffer *page, struct work *work, const struct layout *layout, enum family_type type,
-                       const struct layout_series *series, struct value value)
+static void add_simple(struct buffer *page, struct work *work, enum family_type type, struct value value)
 {
     Prom__Metric metric = PROM__METRIC__INIT;
     Prom__Counter counter = PROM__COUNTER__INIT;
@@ -119,12 +119,11 @@ static void add_simple(struct buffer *page, struct work *work, const struct layo
         gauge.value = to_double(value);
         metric.gauge = &gauge;
     }
-    add_metric(page, work, layout, series, &metric);
+    add_metric(page, work, &metric);
 }
 
-/* `values`: the buckets up to the one without a bound, sum and count. */
-static void add_histogram(struct buffer *page, struct work *work, const struct layout *layout, unsigned bounds,
-                          const struct layout_series *count_series, const struct value *values)
+/* `values`: the buckets up to the one without a bound, sum and count. The text is that of the count. */
+static void add_histogram(struct buffer *page, struct work *work, unsigned bounds, const struct value *values)
 {
     Prom__Metric metric = PROM__METRIC__INIT;
     Prom__Histogram histogram = PROM__HISTOGRAM__INIT;
@@ -142,7 +141,7 @@ static void add_histogram(struct buffer *page, struct work *work, const struct l
     histogram.sample_sum = to_double(values[bounds + 1]);
     histogram.sample_count = values[bounds + 2].bits;
     metric.histogram = &histogram;
-    add_metric(page, work, layout, count_series, &metric);
+    add_metric(page, work, &metric);
 }
 
 static void add_header(struct buffer *page, const struct family *family)
@@ -181,25 +180,47 @@ static void delimit(struct buffer *page, size_t start)
     page->size += n;
 }
 
+static void take_text(struct work *work, const struct layout *layout, const struct layout_run *run, const char *tail,
+                      size_t tail_size)
+{
+    work->text.size = 0;
+    buffer_add(&work->text, layout->texts.data + run->text, run->head_size);
+    buffer_add(&work->text, tail, tail_size);
+}
+
+/* Adds the metrics whose last series the run has: all of a simple family's, a histogram's when it is that of counts. */
+static void add_run(struct buffer *page, struct work *work, const struct layout *layout, const struct value *values,
+                    const struct layout_family *family, const struct layout_run *run)
+{
+    const unsigned bounds = family->family->bound_count;
+    const size_t step = family->family->type == FAMILY_HISTOGRAM ? bounds + 3u : 1u;
+    const char *tail = layout->texts.data + run->text + run->head_size;
+
+    for (size_t i = run->first; i < run->first + run->count; tail += layout->tail_sizes[i++]) {
+        if (values[i].kind == VALUE_ABSENT || (i - family->first) % step != step - 1)
+            continue;
+        if (work->empty)
+            add_header(page, family->family);
+        work->empty = false;
+        take_text(work, layout, run, tail, layout->tail_sizes[i]);
+        if (step > 1)
+            add_histogram(page, work, bounds, &values[i + 1 - step]);
+        else
+            add_simple(page, work, family->family->type, values[i]);
+    }
+}
+
 void protobuf_add_family(struct buffer *page, const struct layout *layout, const struct value *values,
                          const struct layout_family *family)
 {
-    const unsigned bounds = family->family->bound_count;
-    const size_t step = family->family->type == FAMILY_HISTOGRAM ? bounds + 3u : 1u, start = page->size;
-    struct work work = {0};
+    const size_t start = page->size;
+    struct work work = {.empty = true};
 
-    for (unsigned b = 0; b < bounds; b++)
+    for (unsigned b = 0; b < family->family->bound_count; b++)
         work.bounds[b] = strtod(family->family->bounds[b], NULL);
-    for (size_t i = family->first; i < family->first + family->count && !page->failed; i += step) {
-        if (values[i].kind == VALUE_ABSENT)
-            continue;
-        if (page->size == start)
-            add_header(page, family->family);
-        if (family->family->type == FAMILY_HISTOGRAM)
-            add_histogram(page, &work, layout, bounds, &layout->series[i + step - 1], &values[i]);
-        else
-            add_simple(page, &work, layout, family->family->type, &layout->series[i], values[i]);
-    }
+    for (size_t r = family->first_run; r < family->first_run + family->run_count && !page->failed; r++)
+        add_run(page, &work, layout, values, family, &layout->runs[r]);
+    free(work.text.data);
     free(work.strings.data);
     if (page->size > start)
         delimit(page, start);

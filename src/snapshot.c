@@ -16,9 +16,12 @@ char rcu_grace_period;
 #define NAMED_SERIES 2048
 #define NAMED_MAX    4
 
+/* So many buffers of pages that have gone are kept for each encoding. */
+#define BUFFERS_KEPT 2
+
 struct page {
-    char *data; /* NULL: nobody asked yet */
-    size_t size;
+    bool made; /* false: nobody asked yet */
+    struct buffer bytes;
 };
 
 /* A page of some families that is large enough to be kept for the next who asks for the same. */
@@ -26,7 +29,7 @@ struct named {
     bool *wanted; /* [families of the layout]; NULL: not in use */
     enum page_format rendering;
     enum page_encoding encoding;
-    struct page page;
+    struct buffer page;
 };
 
 struct snapshot {
@@ -37,31 +40,171 @@ struct snapshot {
     uint64_t time_ns;
     pthread_mutex_t lock; /* guards pages: whoever comes first makes one, the others wait */
     struct page pages[PAGE_RENDERINGS][PAGE_ENCODINGS];
-    struct named named[NAMED_MAX]; /* in use from the first on */
+    struct exposition_span *spans[PAGE_RENDERINGS]; /* of the plain pages; NULL where they have none */
+    struct named named[NAMED_MAX];                  /* in use from the first on */
 };
 
 static struct snapshot *newest;
 
+static pthread_mutex_t kept_lock = PTHREAD_MUTEX_INITIALIZER; /* guards the two below; held for moments */
+
 /* Snapshots that may have pages. A place is no reference: it is given up by who releases the last one, before the
  * memory goes, so whoever holds the lock may look at what is in it. */
-static pthread_mutex_t generations_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct snapshot *generations[SNAPSHOT_GENERATIONS_MAX];
+
+/* What is left of snapshots that have gone, for those to come. Its snapshots have no references, but one to their
+ * layout. */
+static struct {
+    const struct layout *layout; /* of the newest snapshot, not to be followed: nothing of another is kept */
+    struct snapshot *earlier;    /* the newest that had a text page, which it still has */
+    struct snapshot *spare;      /* without pages */
+    struct buffer buffers[PAGE_ENCODINGS][BUFFERS_KEPT];
+} kept;
 
 static pthread_mutex_t durations_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct self_durations render_durations[PAGE_RENDERINGS], compress_durations;
 
-struct snapshot *snapshot_new(struct layout *layout, struct value *values, uint64_t time_ns)
+/* ---- what is kept ------------------------------------------------------------------------------------------- */
+
+/* NULL is fine. */
+static void snapshot_free(struct snapshot *snapshot)
+{
+    if (!snapshot)
+        return;
+    layout_unref(snapshot->layout);
+    free(snapshot->values);
+    for (unsigned r = 0; r < PAGE_RENDERINGS; r++) {
+        for (unsigned e = 0; e < PAGE_ENCODINGS; e++)
+            free(snapshot->pages[r][e].bytes.data);
+        free(snapshot->spans[r]);
+    }
+    (void)pthread_mutex_destroy(&snapshot->lock);
+    free(snapshot);
+}
+
+/* With the lock held. */
+static void keep_buffer(struct page *page, enum page_encoding encoding)
+{
+    page->made = false;
+    page->bytes.size = 0;
+    for (unsigned i = 0; i < BUFFERS_KEPT; i++)
+        if (!kept.buffers[encoding][i].data) {
+            kept.buffers[encoding][i] = page->bytes;
+            page->bytes = (struct buffer){0};
+            return;
+        }
+    free(page->bytes.data);
+    page->bytes = (struct buffer){0};
+}
+
+static struct buffer take_buffer(enum page_encoding encoding)
+{
+    struct buffer buffer = {0};
+
+    (void)pthread_mutex_lock(&kept_lock);
+    for (unsigned i = 0; i < BUFFERS_KEPT && !buffer.data; i++) {
+        buffer = kept.buffers[encoding][i];
+        kept.buffers[encoding][i] = (struct buffer){0};
+    }
+    (void)pthread_mutex_unlock(&kept_lock);
+    return buffer;
+}
+
+/* The one of the two text formats that lines can be copied from, or NULL. */
+static struct page *text_page(struct snapshot *snapshot)
+{
+    return snapshot->pages[PAGE_TEXT][PAGE_IDENTITY].made          ? &snapshot->pages[PAGE_TEXT][PAGE_IDENTITY]
+           : snapshot->pages[PAGE_OPENMETRICS][PAGE_IDENTITY].made ? &snapshot->pages[PAGE_OPENMETRICS][PAGE_IDENTITY]
+                                                                   : NULL;
+}
+
+/* With the lock held: keeps the buffers of all pages but one (NULL: all). */
+static void keep_buffers(struct snapshot *snapshot, const struct page *but)
+{
+    for (unsigned r = 0; r < PAGE_RENDERINGS; r++)
+        for (unsigned e = 0; e < PAGE_ENCODINGS; e++)
+            if (snapshot->pages[r][e].made && &snapshot->pages[r][e] != but)
+                keep_buffer(&snapshot->pages[r][e], (enum page_encoding)e);
+}
+
+/* With the lock held: keeps what is of use of one without references. */
+static void keep_spare(struct snapshot *snapshot)
+{
+    keep_buffers(snapshot, NULL);
+    if (kept.spare)
+        snapshot_free(snapshot);
+    else
+        kept.spare = snapshot;
+}
+
+static void keep(struct snapshot *snapshot)
+{
+    (void)pthread_mutex_lock(&kept_lock);
+    if (snapshot->layout != kept.layout) {
+        snapshot_free(snapshot);
+    } else if (text_page(snapshot) && (!kept.earlier || kept.earlier->time_ns < snapshot->time_ns)) {
+        if (kept.earlier)
+            keep_spare(kept.earlier);
+        keep_buffers(snapshot, text_page(snapshot));
+        kept.earlier = snapshot;
+    } else {
+        keep_spare(snapshot);
+    }
+    (void)pthread_mutex_unlock(&kept_lock);
+}
+
+/* With the lock held: from here on, what is of that layout is kept. */
+static void keep_layout(const struct layout *layout)
+{
+    if (layout == kept.layout)
+        return;
+    snapshot_free(kept.earlier);
+    snapshot_free(kept.spare);
+    for (unsigned e = 0; e < PAGE_ENCODINGS; e++)
+        for (unsigned i = 0; i < BUFFERS_KEPT; i++)
+            free(kept.buffers[e][i].data);
+    memset(&kept, 0, sizeof kept);
+    kept.layout = layout;
+}
+
+/* ---- references --------------------------------------------------------------------------------------------- */
+
+static struct snapshot *snapshot_alloc(struct layout *layout)
 {
     struct snapshot *snapshot = calloc(1, sizeof *snapshot);
 
     if (!snapshot)
         return NULL;
+    (void)pthread_mutex_init(&snapshot->lock, NULL);
+    snapshot->layout = layout_ref(layout);
+    snapshot->values = malloc((layout_series(layout) + 1) * sizeof *snapshot->values);
+    bool complete = snapshot->values;
+    for (unsigned r = 0; r < PAGE_RENDERINGS; r++)
+        if (r != PAGE_PROTOBUF) {
+            snapshot->spans[r] = malloc((layout->run_count + 1) * sizeof *snapshot->spans[r]);
+            complete = complete && snapshot->spans[r];
+        }
+    if (complete)
+        return snapshot;
+    snapshot_free(snapshot);
+    return NULL;
+}
+
+struct snapshot *snapshot_new(struct layout *layout, uint64_t time_ns, struct value **ret_values)
+{
+    (void)pthread_mutex_lock(&kept_lock);
+    keep_layout(layout);
+    struct snapshot *snapshot = kept.spare;
+    kept.spare = NULL;
+    (void)pthread_mutex_unlock(&kept_lock);
+    if (!snapshot)
+        snapshot = snapshot_alloc(layout);
+    if (!snapshot)
+        return NULL;
     snapshot->magic = SNAPSHOT_MAGIC;
     snapshot->references = 1;
-    snapshot->layout = layout;
-    snapshot->values = values;
     snapshot->time_ns = time_ns;
-    (void)pthread_mutex_init(&snapshot->lock, NULL);
+    *ret_values = snapshot->values;
     return snapshot;
 }
 
@@ -95,16 +238,24 @@ static bool revive(struct snapshot *snapshot)
 static bool find_place(struct snapshot *snapshot)
 {
     struct snapshot **empty = NULL;
+    unsigned left = 0;
 
     for (unsigned i = 0; i < SNAPSHOT_GENERATIONS_MAX; i++) {
         if (generations[i] == snapshot)
             return true;
-        if (!generations[i])
+        if (!generations[i]) {
             empty = &generations[i];
+            left++;
+        }
     }
-    if (empty)
-        *empty = snapshot;
-    return empty != NULL;
+    if (!empty)
+        return false;
+    if (left == 1 && kept.earlier) {
+        keep_spare(kept.earlier);
+        kept.earlier = NULL;
+    }
+    *empty = snapshot;
+    return true;
 }
 
 /* With the lock held: the newest that has a place, with a reference; NULL when all are on their way out. */
@@ -130,10 +281,10 @@ struct snapshot *snapshot_acquire_page(void)
 
     if (!snapshot)
         return NULL;
-    (void)pthread_mutex_lock(&generations_lock);
+    (void)pthread_mutex_lock(&kept_lock);
     if (!find_place(snapshot))
         other = newest_placed();
-    (void)pthread_mutex_unlock(&generations_lock);
+    (void)pthread_mutex_unlock(&kept_lock);
     if (!other)
         return snapshot;
     snapshot_release(snapshot);
@@ -142,11 +293,11 @@ struct snapshot *snapshot_acquire_page(void)
 
 static void give_place_up(const struct snapshot *snapshot)
 {
-    (void)pthread_mutex_lock(&generations_lock);
+    (void)pthread_mutex_lock(&kept_lock);
     for (unsigned i = 0; i < SNAPSHOT_GENERATIONS_MAX; i++)
         if (generations[i] == snapshot)
             generations[i] = NULL;
-    (void)pthread_mutex_unlock(&generations_lock);
+    (void)pthread_mutex_unlock(&kept_lock);
 }
 
 void snapshot_release(struct snapshot *snapshot)
@@ -156,17 +307,12 @@ void snapshot_release(struct snapshot *snapshot)
         return;
     give_place_up(snapshot);
     snapshot->magic = 0;
-    layout_unref(snapshot->layout);
-    free(snapshot->values);
-    for (unsigned r = 0; r < PAGE_RENDERINGS; r++)
-        for (unsigned e = 0; e < PAGE_ENCODINGS; e++)
-            free(snapshot->pages[r][e].data);
     for (unsigned i = 0; i < NAMED_MAX; i++) {
         free(snapshot->named[i].wanted);
         free(snapshot->named[i].page.data);
     }
-    (void)pthread_mutex_destroy(&snapshot->lock);
-    free(snapshot);
+    memset(snapshot->named, 0, sizeof snapshot->named);
+    keep(snapshot);
 }
 
 /* ---- publication --------------------------------------------------------------------------------------------- */
@@ -175,10 +321,15 @@ void snapshot_publish(struct snapshot *snapshot)
 {
     struct snapshot *old = rcu_publish(newest, snapshot);
 
-    if (!old)
-        return;
-    rcu_wait();
-    snapshot_release(old);
+    if (old) {
+        rcu_wait();
+        snapshot_release(old);
+    }
+    if (!snapshot) {
+        (void)pthread_mutex_lock(&kept_lock);
+        keep_layout(NULL);
+        (void)pthread_mutex_unlock(&kept_lock);
+    }
 }
 
 /* ---- pages --------------------------------------------------------------------------------------------------- */
@@ -192,23 +343,61 @@ static void observe(struct self_durations *durations, uint64_t begin_ns)
     (void)pthread_mutex_unlock(&durations_lock);
 }
 
-/* With the lock held: renders, or compresses what was rendered, unless that is done. */
+/* The newest earlier page, for the caller to copy from and to keep() again; NULL when there is none of the layout. */
+static struct snapshot *take_earlier(const struct layout *layout)
+{
+    struct snapshot *earlier = NULL;
+
+    (void)pthread_mutex_lock(&kept_lock);
+    if (kept.earlier && kept.earlier->layout == layout) {
+        earlier = kept.earlier;
+        kept.earlier = NULL;
+    }
+    (void)pthread_mutex_unlock(&kept_lock);
+    return earlier;
+}
+
+/* With the snapshot's lock held. */
+static int render_page(struct snapshot *snapshot, enum page_format rendering, struct buffer *ret)
+{
+    struct snapshot *other = NULL, *from = NULL;
+    struct exposition_earlier earlier;
+
+    if (rendering != PAGE_PROTOBUF && text_page(snapshot))
+        from = snapshot; /* the other text format's lines are the same */
+    else if (rendering != PAGE_PROTOBUF)
+        from = other = take_earlier(snapshot->layout);
+    if (from) {
+        enum page_format format =
+            text_page(from) == &from->pages[PAGE_TEXT][PAGE_IDENTITY] ? PAGE_TEXT : PAGE_OPENMETRICS;
+        earlier = (struct exposition_earlier){text_page(from)->bytes.data, from->spans[format], from->values};
+    }
+    int error = exposition_render(ret, snapshot->layout, snapshot->values, rendering, from ? &earlier : NULL,
+                                  snapshot->spans[rendering]);
+    if (other)
+        keep(other);
+    return error;
+}
+
+/* With the snapshot's lock held: renders, or compresses what was rendered, unless that is done. */
 static int make_page(struct snapshot *snapshot, enum page_format rendering, enum page_encoding encoding)
 {
     struct page *page = &snapshot->pages[rendering][encoding];
-    const struct page *plain = &snapshot->pages[rendering][PAGE_IDENTITY];
+    const struct buffer *plain = &snapshot->pages[rendering][PAGE_IDENTITY].bytes;
     uint64_t begin_ns = wideep_i_clock_ns(CLOCK_MONOTONIC);
-    int error;
 
-    if (page->data)
+    if (page->made)
         return 0;
-    if (encoding == PAGE_GZIP)
-        error = page_gzip(plain->data, plain->size, &page->data, &page->size);
-    else
-        error = exposition_render(snapshot->layout, snapshot->values, rendering, NULL, &page->data, &page->size);
-    if (!error)
-        observe(encoding == PAGE_GZIP ? &compress_durations : &render_durations[rendering], begin_ns);
-    return error;
+    struct buffer bytes = take_buffer(encoding);
+    int error =
+        encoding == PAGE_GZIP ? page_gzip(&bytes, plain->data, plain->size) : render_page(snapshot, rendering, &bytes);
+    if (error) {
+        free(bytes.data);
+        return error;
+    }
+    *page = (struct page){true, bytes};
+    observe(encoding == PAGE_GZIP ? &compress_durations : &render_durations[rendering], begin_ns);
+    return 0;
 }
 
 int snapshot_page(struct snapshot *snapshot, enum page_format format, enum page_encoding encoding,
@@ -222,31 +411,35 @@ int snapshot_page(struct snapshot *snapshot, enum page_format format, enum page_
     if (!error)
         error = make_page(snapshot, rendering, encoding);
     if (!error) {
-        *ret_data = page->data;
-        *ret_size = page->size;
+        *ret_data = page->bytes.data;
+        *ret_size = page->bytes.size;
     }
     (void)pthread_mutex_unlock(&snapshot->lock);
     return error;
 }
 
 static int make_page_of(const struct snapshot *snapshot, enum page_format format, enum page_encoding encoding,
-                        const bool *wanted, struct page *ret)
+                        const bool *wanted, struct buffer *ret)
 {
-    struct page plain;
-    int error = exposition_render(snapshot->layout, snapshot->values, format, wanted, &plain.data, &plain.size);
+    struct buffer plain = {0}, packed = {0};
+    int error = exposition_render_some(&plain, snapshot->layout, snapshot->values, format, wanted);
 
-    if (error || encoding == PAGE_IDENTITY) {
-        *ret = plain;
+    if (!error && encoding == PAGE_GZIP) {
+        error = page_gzip(&packed, plain.data, plain.size);
+        free(plain.data);
+        plain = packed;
+    }
+    if (error) {
+        free(plain.data);
         return error;
     }
-    error = page_gzip(plain.data, plain.size, &ret->data, &ret->size);
-    free(plain.data);
-    return error;
+    *ret = plain;
+    return 0;
 }
 
 /* With the lock held. Takes `wanted` over when it is kept, which is when *wanted becomes NULL. */
 static int find_named(struct snapshot *snapshot, enum page_format rendering, enum page_encoding encoding, bool **wanted,
-                      const struct page **ret)
+                      const struct buffer **ret)
 {
     const size_t size = snapshot->layout->family_count * sizeof **wanted;
 
@@ -271,21 +464,18 @@ static int find_named(struct snapshot *snapshot, enum page_format rendering, enu
 }
 
 static int copy_named(struct snapshot *snapshot, enum page_format format, enum page_encoding encoding, bool **wanted,
-                      struct page *ret)
+                      struct buffer *ret)
 {
-    const struct page *kept;
+    const struct buffer *page;
 
     (void)pthread_mutex_lock(&snapshot->lock);
-    int error = find_named(snapshot, page_rendering(format), encoding, wanted, &kept);
+    int error = find_named(snapshot, page_rendering(format), encoding, wanted, &page);
     (void)pthread_mutex_unlock(&snapshot->lock);
     if (error)
         return error;
     /* It lasts as long as the caller's reference. */
-    *ret = (struct page){malloc(kept->size + 1), kept->size};
-    if (!ret->data)
-        return -ENOMEM;
-    memcpy(ret->data, kept->data, kept->size);
-    return 0;
+    buffer_add(ret, page->data, page->size);
+    return ret->failed ? -ENOMEM : 0;
 }
 
 int snapshot_page_of(struct snapshot *snapshot, enum page_format format, enum page_encoding encoding,
@@ -293,7 +483,7 @@ int snapshot_page_of(struct snapshot *snapshot, enum page_format format, enum pa
 {
     const struct layout *layout = snapshot->layout;
     bool *wanted = calloc(layout->family_count + 1, sizeof *wanted);
-    struct page page;
+    struct buffer page = {0};
     size_t series = 0;
 
     if (!wanted)

@@ -60,33 +60,33 @@ static void teardown(void)
 static char *render(uint64_t limit, enum page_format format, size_t *ret_size, uint64_t *ret_dropped)
 {
     struct layout *layout;
-    char *page;
+    struct buffer page = {0};
 
     ck_assert_int_eq(layout_new(&layout, &sources, limit, false), 0);
     struct value *values = calloc(layout_series(layout), sizeof *values);
     ck_assert_ptr_nonnull(values);
     uint64_t dropped = layout_read_values(layout, &sources, values);
-    ck_assert_int_eq(exposition_render(layout, values, format, NULL, &page, ret_size), 0);
+    ck_assert_int_eq(exposition_render(&page, layout, values, format, NULL, NULL), 0);
     free(values);
     layout_unref(layout);
     if (ret_dropped)
         *ret_dropped = dropped;
-    page = realloc(page, *ret_size + 1);
-    ck_assert_ptr_nonnull(page);
-    page[*ret_size] = 0;
-    return page;
+    *ret_size = page.size;
+    buffer_add(&page, "", 1);
+    ck_assert(!page.failed);
+    return page.data;
 }
 
 static struct snapshot *make_snapshot(uint64_t time_ns)
 {
     struct layout *layout;
+    struct value *values;
 
     ck_assert_int_eq(layout_new(&layout, &sources, 100000, false), 0);
-    struct value *values = calloc(layout_series(layout), sizeof *values);
-    ck_assert_ptr_nonnull(values);
-    ck_assert_uint_eq(layout_read_values(layout, &sources, values), 0);
-    struct snapshot *snapshot = snapshot_new(layout, values, time_ns);
+    struct snapshot *snapshot = snapshot_new(layout, time_ns, &values);
     ck_assert_ptr_nonnull(snapshot);
+    ck_assert_uint_eq(layout_read_values(layout, &sources, values), 0);
+    layout_unref(layout);
     return snapshot;
 }
 
@@ -380,6 +380,123 @@ START_TEST(a_page_of_names)
 }
 END_TEST
 
+/* ---- what is kept ------------------------------------------------------------------------------------------- */
+
+/* Whose texts are laid out anew must be as if nothing had been kept. */
+START_TEST(a_run_that_has_not_changed_is_copied)
+{
+    struct layout *layout;
+    struct buffer first = {0}, second = {0};
+
+    ck_assert_int_eq(layout_new(&layout, &sources, 100000, false), 0);
+    struct value *before = calloc(layout_series(layout), sizeof *before), *after;
+    struct exposition_span *spans = calloc(layout->run_count, sizeof *spans), *again;
+    after = calloc(layout_series(layout), sizeof *after);
+    again = calloc(layout->run_count, sizeof *again);
+    ck_assert(before && after && spans && again);
+    ck_assert_uint_eq(layout_read_values(layout, &sources, before), 0);
+    ck_assert_int_eq(exposition_render(&first, layout, before, PAGE_TEXT, NULL, spans), 0);
+    layers[1].passes++;
+    ck_assert_uint_eq(layout_read_values(layout, &sources, after), 0);
+    buffer_add(&first, "", 1);
+    /* Marks that only a copy has. */
+    char *changes = strstr(first.data, "layer=\"1\"} 11\n"), *stays = strstr(first.data, "c\\\"d\"} 1\n");
+    ck_assert(changes && stays);
+    changes[11] = stays[7] = '?';
+    const struct exposition_earlier earlier = {first.data, spans, before};
+    ck_assert_int_eq(exposition_render(&second, layout, after, PAGE_TEXT, &earlier, again), 0);
+    buffer_add(&second, "", 1);
+    ck_assert_ptr_nonnull(strstr(second.data, "layer=\"1\"} 12\n"));
+    ck_assert_ptr_nonnull(strstr(second.data, "layer=\"0\"} 10\n"));
+    ck_assert_ptr_nonnull(strstr(second.data, "c\\\"d\"} ?\n"));
+    free(first.data);
+    free(second.data);
+    free(before);
+    free(after);
+    free(spans);
+    free(again);
+    layout_unref(layout);
+}
+END_TEST
+
+static void ck_same_page(struct snapshot *snapshot, enum page_format format)
+{
+    const char *page;
+    size_t size, fresh_size;
+    char *fresh = render(100000, format, &fresh_size, NULL);
+
+    ck_assert_int_eq(snapshot_page(snapshot, format, PAGE_IDENTITY, &page, &size), 0);
+    ck_assert_uint_eq(size, fresh_size);
+    ck_assert_int_eq(memcmp(page, fresh, size), 0);
+    free(fresh);
+}
+
+/* Numbers grow longer, series come and go, and a family's header with the first of them. */
+START_TEST(pages_from_earlier_ones_are_as_if_made_anew)
+{
+    struct layout *layout;
+    struct value *values;
+    unsigned seed = 1;
+
+    ck_assert_int_eq(layout_new(&layout, &sources, 100000, false), 0);
+    for (uint64_t i = 1; i <= 300; i++) {
+        struct snapshot *snapshot = snapshot_new(layout, i, &values);
+        ck_assert_ptr_nonnull(snapshot);
+        seed = seed * 1103515245u + 12345u;
+        layers[seed >> 16 & 1].passes = seed >> 24;
+        self.series_dropped = seed >> 20 & 3;
+        self.http.requests[seed >> 12 & 3][1] = seed >> 18 & 1; /* absent while 0 */
+        self.http.requests[0][2] = i / 100;
+        ck_assert_uint_eq(layout_read_values(layout, &sources, values), 0);
+        snapshot_publish(snapshot);
+        if (i % 7 != 0) {
+            ck_same_page(snapshot, i % 3 == 0 ? PAGE_OPENMETRICS : PAGE_TEXT);
+            ck_same_page(snapshot, i % 2 == 0 ? PAGE_OPENMETRICS : PAGE_TEXT);
+            ck_same_page(snapshot, i % 5 == 0 ? PAGE_PROTOBUF : PAGE_TEXT);
+        }
+    }
+    layout_unref(layout);
+}
+END_TEST
+
+static unsigned note(const void **seen, unsigned count, const void *pointer)
+{
+    for (unsigned i = 0; i < count; i++)
+        if (seen[i] == pointer)
+            return count;
+    ck_assert_uint_lt(count, 100);
+    seen[count] = pointer;
+    return count + 1;
+}
+
+/* In the steady state everything that a collection and its pages need has been there before. */
+START_TEST(nothing_is_allocated_anew)
+{
+    const void *snapshots[100], *pages[100];
+    unsigned snapshot_count = 0, page_count = 0;
+    struct layout *layout;
+    struct value *values;
+    const char *page;
+    size_t size;
+
+    ck_assert_int_eq(layout_new(&layout, &sources, 100000, false), 0);
+    for (uint64_t i = 1; i <= 100; i++) {
+        struct snapshot *snapshot = snapshot_new(layout, i, &values);
+        ck_assert_ptr_nonnull(snapshot);
+        (void)layout_read_values(layout, &sources, values);
+        snapshot_publish(snapshot);
+        ck_assert_int_eq(snapshot_page(snapshot, PAGE_TEXT, PAGE_GZIP, &page, &size), 0);
+        page_count = note(pages, page_count, page);
+        ck_assert_int_eq(snapshot_page(snapshot, PAGE_TEXT, PAGE_IDENTITY, &page, &size), 0);
+        page_count = note(pages, page_count, page);
+        snapshot_count = note(snapshots, snapshot_count, snapshot);
+    }
+    ck_assert_uint_le(snapshot_count, 3); /* the newest, the one to copy from, the next */
+    ck_assert_uint_le(page_count, 4);     /* two of each encoding */
+    layout_unref(layout);
+}
+END_TEST
+
 /* ---- snapshots ---------------------------------------------------------------------------------------------- */
 
 static void *ask_for_all(void *argument)
@@ -540,6 +657,9 @@ int main(void)
     tcase_add_test(tcase, layout_is_bounded);
     tcase_add_test(tcase, names);
     tcase_add_test(tcase, a_page_of_names);
+    tcase_add_test(tcase, a_run_that_has_not_changed_is_copied);
+    tcase_add_test(tcase, pages_from_earlier_ones_are_as_if_made_anew);
+    tcase_add_test(tcase, nothing_is_allocated_anew);
     tcase_add_test(tcase, made_once);
     tcase_add_test(tcase, compressed);
     tcase_add_test(tcase, four_generations);
