@@ -1,9 +1,9 @@
 /*
  * state: what the newest snapshot says, as JSON for scripts and pages.
  *
- * With every snapshot the collector thread publishes a document of engines, groups and segments. Its text is made at
- * most once, by the first request for it. A board keeps the newest document; requests that still hold an older one keep
- * that alive.
+ * A document of engines, groups and segments, made by the first request after a collection for all that come before the
+ * next. It is drawn from the collector's own aggregate, so a collection and the drawing exclude each other: a handler
+ * waits for the milliseconds of a collection, and a collection for those of a drawing, one at most.
  */
 #ifndef WIDEEP_STATE_H
 #define WIDEEP_STATE_H
@@ -19,9 +19,10 @@ int state_new(struct state_board **ret);
 /* No handler may be running. NULL is fine. */
 void state_free(struct state_board *board);
 
-/* Replaces the document by one of what the sources say now, the load balancer's states of `lb` with it (NULL: none).
- * Returns 0, or -ENOMEM with the document as it was. Collector thread. */
-int state_publish(struct state_board *board, const struct family_sources *sources, struct lb *lb);
+/* Around what changes the aggregate. `sources` and `lb` (NULL: none) are borrowed until the board is freed. Collector
+ * thread. */
+void state_begin_collection(struct state_board *board);
+void state_end_collection(struct state_board *board, const struct family_sources *sources, struct lb *lb);
 
 /* GET /api/v1/state; the context is the board. Any thread. */
 void state_handle(void *context, const struct http_request *request, struct http_reply *reply);

@@ -9,6 +9,9 @@
 
 #include <pthread.h>
 
+/* How old process_* may be. */
+#define PROCESS_NS UINT64_C(1000000000)
+
 struct collector {
     struct collector_config config;
     struct segment_set *set;
@@ -17,6 +20,7 @@ struct collector {
     uint64_t layout_generation;
     uint64_t warned_generation; /* of the layout whose dropped series were logged */
     struct self_stats self;
+    uint64_t process_ns;  /* when its figures of the process were gathered; 0: never */
     bool others_reported; /* until none of another instance is left */
     uint64_t turns;       /* atomic */
     pthread_t thread;
@@ -26,18 +30,16 @@ struct collector {
     struct collector_debug debug;
 };
 
-static void gather_self(struct collector *collector)
+/* The kernel makes texts and lists of these for us, which costs as much as the rest of a collection. */
+static void gather_process(struct collector *collector, uint64_t now_ns)
 {
     struct self_stats *self = &collector->self;
     struct process_stats process;
 
-    http_stats(&self->http);
+    if (collector->process_ns != 0 && now_ns - collector->process_ns < PROCESS_NS)
+        return;
+    collector->process_ns = now_ns;
     process_stats(&process);
-    snapshot_durations(self->render, &self->compress);
-    segment_set_count(collector->set, self->segments);
-    uint64_t realtime_ms = wideep_i_clock_ns(CLOCK_REALTIME) / 1000000;
-    self->snapshot_unix_ms = realtime_ms;
-    self->realtime_offset_ms = (int64_t)realtime_ms - (int64_t)(wideep_i_clock_ns(CLOCK_BOOTTIME) / 1000000);
     self->cpu_ns = process.cpu_ns;
     self->resident_bytes = process.resident_bytes;
     self->virtual_bytes = process.virtual_bytes;
@@ -47,6 +49,19 @@ static void gather_self(struct collector *collector)
     self->open_fds = process.open_fds;
     self->max_fds = process.max_fds;
     self->start_time_seconds = process.start_time_seconds;
+}
+
+static void gather_self(struct collector *collector, uint64_t now_ns)
+{
+    struct self_stats *self = &collector->self;
+
+    gather_process(collector, now_ns);
+    http_stats(&self->http);
+    snapshot_durations(self->render, &self->compress);
+    segment_set_count(collector->set, self->segments);
+    uint64_t realtime_ms = wideep_i_clock_ns(CLOCK_REALTIME) / 1000000;
+    self->snapshot_unix_ms = realtime_ms;
+    self->realtime_offset_ms = (int64_t)realtime_ms - (int64_t)(wideep_i_clock_ns(CLOCK_BOOTTIME) / 1000000);
 }
 
 static int renew_layout(struct collector *collector, const struct family_sources *sources)
@@ -79,7 +94,7 @@ static int publish(struct collector *collector, uint64_t now_ns)
 {
     const struct family_sources sources = {collector->aggregate, &collector->self};
 
-    gather_self(collector);
+    gather_self(collector, now_ns);
     int error = renew_layout(collector, &sources);
     if (error)
         return error;
@@ -129,19 +144,15 @@ static int copy_live(struct collector *collector)
                : 0;
 }
 
-static int publish_state(struct collector *collector)
-{
-    const struct family_sources sources = {collector->aggregate, &collector->self};
-
-    return collector->config.state ? state_publish(collector->config.state, &sources, collector->config.lb) : 0;
-}
-
 /* Returns 0, or why it is incomplete. */
 static int collect(struct collector *collector)
 {
+    const struct family_sources sources = {collector->aggregate, &collector->self};
     uint64_t begin_ns = wideep_i_clock_ns(CLOCK_MONOTONIC), now_ns = wideep_i_clock_ns(CLOCK_BOOTTIME);
     struct collector_debug debug = current_debug(collector, now_ns);
 
+    if (collector->config.state)
+        state_begin_collection(collector->config.state);
     segment_set_scan(collector->set, now_ns);
     report_others(collector);
     if (debug.on)
@@ -150,7 +161,9 @@ static int collect(struct collector *collector)
     int failed = publish(collector, now_ns);
     /* The board is a load balancer's only news: it does not depend on the page. */
     int stale = copy_live(collector);
-    failed = failed ? failed : stale ? stale : publish_state(collector);
+    if (collector->config.state)
+        state_end_collection(collector->config.state, &sources, collector->config.lb);
+    failed = failed ? failed : stale;
     self_duration_observe(&collector->self.collect, wideep_i_clock_ns(CLOCK_MONOTONIC) - begin_ns);
     error = error ? error : failed;
     if (error)

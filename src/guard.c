@@ -6,8 +6,9 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-/* Only the scanning thread fills, clears and faults on these, and the handler runs on that thread, so plain order of
- * the program suffices; volatile keeps the compiler from reordering around the access that faults. */
+/* Only the collector thread fills and clears these. The handler runs on the thread that faulted: that one, or one that
+ * reads mappings under a lock that keeps the collector out. So plain order of the program suffices; volatile keeps the
+ * compiler from reordering around the access that faults. */
 static struct {
     volatile uintptr_t base;
     volatile size_t size;

@@ -4,16 +4,14 @@
 
 #include <pthread.h>
 
-struct state {
-    unsigned references;  /* guarded by the board's lock */
-    pthread_mutex_t lock; /* guards what follows: whoever comes first renders, the others wait */
-    json_t *root;
-    char *text;
-};
+/* A handler gives up on a collector that stands still. A collection takes milliseconds. */
+#define WAIT_NS 250000000
 
 struct state_board {
-    pthread_mutex_t lock; /* guards newest and the documents' references; held for moments */
-    struct state *newest;
+    pthread_mutex_t lock;          /* guards all: what the sources point to is the collector's while it collects */
+    struct family_sources sources; /* without an aggregate before the first collection */
+    struct lb *lb;
+    char *text; /* of the newest collection; NULL: nobody asked yet */
 };
 
 int state_new(struct state_board **ret)
@@ -27,38 +25,27 @@ int state_new(struct state_board **ret)
     return 0;
 }
 
-static struct state *acquire(struct state_board *board)
-{
-    (void)pthread_mutex_lock(&board->lock);
-    struct state *state = board->newest;
-    if (state)
-        state->references++;
-    (void)pthread_mutex_unlock(&board->lock);
-    return state;
-}
-
-static void release(struct state_board *board, struct state *state)
-{
-    if (!state)
-        return;
-    (void)pthread_mutex_lock(&board->lock);
-    bool last = --state->references == 0;
-    (void)pthread_mutex_unlock(&board->lock);
-    if (!last)
-        return;
-    json_decref(state->root);
-    free(state->text);
-    (void)pthread_mutex_destroy(&state->lock);
-    free(state);
-}
-
 void state_free(struct state_board *board)
 {
     if (!board)
         return;
-    release(board, board->newest);
+    free(board->text);
     (void)pthread_mutex_destroy(&board->lock);
     free(board);
+}
+
+void state_begin_collection(struct state_board *board)
+{
+    (void)pthread_mutex_lock(&board->lock);
+}
+
+void state_end_collection(struct state_board *board, const struct family_sources *sources, struct lb *lb)
+{
+    board->sources = *sources;
+    board->lb = lb;
+    free(board->text);
+    board->text = NULL;
+    (void)pthread_mutex_unlock(&board->lock);
 }
 
 /* ---- gauges ------------------------------------------------------------------------------------------------- */
@@ -242,53 +229,47 @@ static json_t *document(const struct family_sources *sources, const struct lb_vi
                      segments_json(aggregate->set));
 }
 
-int state_publish(struct state_board *board, const struct family_sources *sources, struct lb *lb)
+/* With the lock held. NULL without memory. */
+static char *draw(const struct state_board *board)
 {
     struct lb_view view = {0};
-    struct state *state = calloc(1, sizeof *state);
 
-    if (!state || (lb && lb_copy(lb, NULL, wideep_i_clock_ns(CLOCK_BOOTTIME), &view) != 0)) {
-        free(state);
-        return -ENOMEM;
-    }
-    state->references = 1;
-    state->root = document(sources, &view);
+    if (board->lb && lb_copy(board->lb, NULL, wideep_i_clock_ns(CLOCK_BOOTTIME), &view) != 0)
+        return NULL;
+    json_t *root = document(&board->sources, &view);
+    char *text = reply_text_of(root);
+    json_decref(root);
     free(view.engines);
-    if (!state->root) {
-        free(state);
-        return -ENOMEM;
-    }
-    (void)pthread_mutex_init(&state->lock, NULL);
-    (void)pthread_mutex_lock(&board->lock);
-    struct state *old = board->newest;
-    board->newest = state;
-    (void)pthread_mutex_unlock(&board->lock);
-    release(board, old);
-    return 0;
+    return text;
 }
 
-/* A copy of the text for the caller, NULL without memory. */
-static char *copy_text(struct state *state)
+static bool lock_in_time(struct state_board *board)
 {
-    (void)pthread_mutex_lock(&state->lock);
-    if (!state->text)
-        state->text = reply_text_of(state->root);
-    char *text = state->text ? strdup(state->text) : NULL;
-    (void)pthread_mutex_unlock(&state->lock);
-    return text;
+    uint64_t until_ns = wideep_i_clock_ns(CLOCK_MONOTONIC) + WAIT_NS;
+    const struct timespec until = {(time_t)(until_ns / 1000000000u), (long)(until_ns % 1000000000u)};
+
+    return pthread_mutex_clocklock(&board->lock, CLOCK_MONOTONIC, &until) == 0;
 }
 
 void state_handle(void *context, const struct http_request *request, struct http_reply *reply)
 {
     struct state_board *board = context;
-    struct state *state = acquire(board);
-    char *text = state ? copy_text(state) : NULL;
+    char *text = NULL;
 
     (void)request;
+    if (!lock_in_time(board)) {
+        http_reply_text(reply, 503, "a collection is under way for too long\n");
+        return;
+    }
+    bool collected = board->sources.aggregate != NULL;
+    if (collected && !board->text)
+        board->text = draw(board);
+    if (board->text)
+        text = strdup(board->text);
+    (void)pthread_mutex_unlock(&board->lock);
     if (text)
         *reply =
             (struct http_reply){.code = 200, .content_type = "application/json", .body = text, .size = strlen(text)};
     else
-        http_reply_text(reply, 503, state ? "out of memory\n" : "no snapshot has been collected yet\n");
-    release(board, state);
+        http_reply_text(reply, 503, collected ? "out of memory\n" : "no snapshot has been collected yet\n");
 }
