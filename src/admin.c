@@ -5,6 +5,7 @@
 #include "text.h"
 
 #define LAYERS_TEXT_MAX 2048
+#define DURATION_MIN_NS UINT64_C(1000000000) /* as of --debug.duration */
 
 /* ---- layers ------------------------------------------------------------------------------------------------- */
 
@@ -122,8 +123,8 @@ static bool parse_wish(const struct admin *admin, const struct http_request *req
         http_reply_text(reply, 400, "the arguments here are duration and layer, in the query\n");
         return false;
     }
-    if (duration && (!text_duration(duration, ret_duration_ns) || *ret_duration_ns == 0)) {
-        http_reply_text(reply, 400, "duration must be a time such as 30s, 5m or 1m30s; DELETE ends the series\n");
+    if (duration && (!text_duration(duration, ret_duration_ns) || *ret_duration_ns < DURATION_MIN_NS)) {
+        http_reply_text(reply, 400, "duration must be 1s or more, such as 30s, 5m or 1m30s; DELETE ends the series\n");
         return false;
     }
     if (*ret_duration_ns > admin->duration_max_ns) {

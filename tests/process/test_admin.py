@@ -109,6 +109,7 @@ def test_flag_and_api(shm):
 @pytest.mark.parametrize("query, says", [
     ("?duration=10m1s", "600s that --debug.max-duration allows"), ("?duration=999999h", "--debug.max-duration"),
     ("?duration=0", "such as 30s"), ("?duration=", "such as 30s"), ("?duration=5", "such as 30s"),
+    ("?duration=1ms", "1s or more"), ("?duration=999ms", "1s or more"),
     ("?duration=-5s", "such as 30s"), ("?duration=99999999999999999999s", "such as 30s"),
     ("?layer=", "3,7-9"), ("?layer=x", "3,7-9"), ("?layer=512", "3,7-9"), ("?layer=4-2", "3,7-9"),
     ("?layers=3", "duration and layer"), ("?duration=5s&Layer=3", "duration and layer")])
