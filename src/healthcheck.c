@@ -11,6 +11,7 @@
 
 #define TIMEOUT_NS UINT64_C(3000000000)
 #define ANSWER_MAX 4096
+#define REASON_MAX 160
 
 struct probe {
     int fd;
@@ -231,7 +232,7 @@ static int attempt(const char *address, uint64_t deadline_ns, gnutls_certificate
     int error = connect_address(&probe, address);
 
     if (error) {
-        (void)snprintf(ret, size, "cannot connect to %.200s: %s", address,
+        (void)snprintf(ret, size, "cannot connect: %s",
                        error == -EINVAL ? "give the daemon's --web.listen-address, with its port" : strerror(-error));
         return error;
     }
@@ -242,15 +243,53 @@ static int attempt(const char *address, uint64_t deadline_ns, gnutls_certificate
     return error;
 }
 
-int healthcheck(const char *address, bool may_be_tls, char *ret, size_t size)
+/* By HTTP, where nothing speaks for TLS. A server that does speak it hangs up, or sends what is no HTTP. */
+static int ask_plain(const char *address, uint64_t deadline_ns, gnutls_certificate_credentials_t credentials, char *ret,
+                     size_t size)
 {
-    uint64_t deadline_ns = wideep_i_clock_ns(CLOCK_MONOTONIC) + TIMEOUT_NS;
-    gnutls_certificate_credentials_t credentials = NULL;
+    int error = attempt(address, deadline_ns, NULL, ret, size);
+    char by_tls[REASON_MAX];
 
-    if (!may_be_tls || gnutls_certificate_allocate_credentials(&credentials) != 0)
-        return attempt(address, deadline_ns, NULL, ret, size);
+    if (error != -EPROTO && error != -ECONNRESET && error != -EPIPE)
+        return error;
+    int tls_error = attempt(address, deadline_ns, credentials, by_tls, sizeof by_tls);
+    if (tls_error == 0 || tls_error == -EIO)
+        (void)snprintf(ret, size, "the port speaks TLS: give --web.config.file");
+    return error;
+}
+
+/* A web configuration need not ask for TLS. */
+static int ask_tls(const char *address, uint64_t deadline_ns, gnutls_certificate_credentials_t credentials, char *ret,
+                   size_t size)
+{
     int error = attempt(address, deadline_ns, credentials, ret, size);
-    gnutls_certificate_free_credentials(credentials);
-    /* A web configuration need not ask for TLS. */
+
     return error == -EPROTO ? attempt(address, deadline_ns, NULL, ret, size) : error;
+}
+
+int healthcheck(const char *const *addresses, unsigned count, bool may_be_tls, char *ret, size_t size)
+{
+    const uint64_t end_ns = wideep_i_clock_ns(CLOCK_MONOTONIC) + TIMEOUT_NS;
+    gnutls_certificate_credentials_t credentials;
+    size_t used = 0;
+    int error = -EINVAL;
+
+    if (gnutls_certificate_allocate_credentials(&credentials) != 0) {
+        (void)snprintf(ret, size, "%s", strerror(ENOMEM));
+        return -ENOMEM;
+    }
+    for (unsigned i = 0; i < count; i++) {
+        char reason[REASON_MAX];
+        uint64_t now_ns = wideep_i_clock_ns(CLOCK_MONOTONIC);
+        uint64_t deadline_ns = now_ns < end_ns ? now_ns + (end_ns - now_ns) / (count - i) : end_ns;
+        error = (may_be_tls ? ask_tls : ask_plain)(addresses[i], deadline_ns, credentials, reason, sizeof reason);
+        if (!error) {
+            (void)snprintf(ret, size, "%s", reason);
+            break;
+        }
+        if (used < size)
+            used += (size_t)snprintf(ret + used, size - used, "%s%.200s: %s", i ? "; " : "", addresses[i], reason);
+    }
+    gnutls_certificate_free_credentials(credentials);
+    return error;
 }

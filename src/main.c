@@ -88,6 +88,8 @@ static int open_sockets(struct http_config *http, const struct options *options)
         int count = notify_sockets(http->sockets, HTTP_SOCKETS_MAX, error, sizeof error);
         if (count < 0)
             (void)fprintf(stderr, "wideep-exporter: %s\n", error);
+        else
+            log_info("serving on systemd's sockets in place of --web.listen-address", NULL, NULL);
         http->socket_count = count < 0 ? 0 : (unsigned)count;
         return count < 0 ? count : 0;
     }
@@ -267,8 +269,12 @@ static void raise_descriptor_limit(void)
 
 static int probe(const struct options *options)
 {
-    char text[512];
-    int error = healthcheck(options->addresses[0], options->web_config_file[0] != 0, text, sizeof text);
+    const char *addresses[OPTIONS_ADDRESSES_MAX];
+    char text[1024];
+
+    for (uint32_t i = 0; i < options->address_count; i++)
+        addresses[i] = options->addresses[i];
+    int error = healthcheck(addresses, options->address_count, options->web_config_file[0] != 0, text, sizeof text);
 
     (void)fprintf(error ? stderr : stdout, "wideep-exporter: %s\n", text);
     return error ? EXIT_FAILURE : EXIT_SUCCESS;

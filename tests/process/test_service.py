@@ -201,6 +201,7 @@ def test_systemd_sockets(shm, tmp_path):
         local.listen()
         with exporting(shm, "--web.systemd-socket", **activated(inet, local)) as exporter:
             assert exporter.port == inet.getsockname()[1]
+            assert any("in place of --web.listen-address" in line for line in exporter.log)
             assert exporter.get("/-/healthy")[0].status == 200
             for address in (f"127.0.0.1:{exporter.port}", f"unix:{path}"):
                 assert probe("--web.listen-address", address) == (0, "healthy")
@@ -290,8 +291,20 @@ def test_probe_of_a_stopped_daemon(shm):
     with exporting(shm) as exporter:
         exporter.process.send_signal(signal.SIGSTOP)
         begin = time.monotonic()
-        assert probe(address_of(exporter)) == (1, "no answer: Connection timed out")
+        assert probe(address_of(exporter)) == (1, f"127.0.0.1:{exporter.port}: no answer: Connection timed out")
         assert time.monotonic() - begin >= 2.9
+
+
+def test_probe_of_several_addresses(shm, tmp_path):
+    """One that answers is enough, also after one that says nothing; else each is spoken of."""
+    closed = f"127.0.0.1:{free_port()}"
+    with socket.create_server(("127.0.0.1", 0)) as mute, exporting(shm) as exporter:
+        silent = f"127.0.0.1:{mute.getsockname()[1]}"
+        good = f"127.0.0.1:{exporter.port}"
+        for addresses in ([good, closed], [closed, good], [silent, good], [f"unix:{tmp_path}/none", closed, good]):
+            assert probe(*(f"--web.listen-address={a}" for a in addresses)) == (0, "healthy")
+        assert probe(f"--web.listen-address={closed}", f"--web.listen-address={silent}") == (
+            1, f"{closed}: cannot connect: Connection refused; {silent}: no answer: Connection timed out")
 
 
 def test_probe_without_a_port():
@@ -340,6 +353,15 @@ def test_probe_by_tls(shm, certificate, more, says):
     with exporting(shm, f"--web.config.file={config}") as exporter:
         status, text = probe(address_of(exporter), f"--web.config.file={config}")
         assert status == 0 and text.startswith(says)
+
+
+def test_probe_of_tls_by_plain_http(shm, certificate):
+    config = certificate / "tls.yml"
+    for more in "", "  client_auth_type: RequireAnyClientCert\n":
+        config.write_text(TLS + more)
+        with exporting(shm, f"--web.config.file={config}") as exporter:
+            assert probe(address_of(exporter)) == (
+                1, f"127.0.0.1:{exporter.port}: the port speaks TLS: give --web.config.file")
 
 
 def test_probe_of_a_web_configuration_without_tls(shm, tmp_path):
