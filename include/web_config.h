@@ -15,6 +15,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 /* Long enough for every message of web_config_load(), long paths apart, which are cut. */
 #define WEB_CONFIG_ERROR_MAX 1024
@@ -56,6 +57,7 @@ struct web_config {
     char **client_sans;
     unsigned client_san_count;
     char *priorities; /* GnuTLS priority string that gnutls_priority_init() has accepted */
+    mode_t key_mode;  /* of the file that the private key was read from */
 
     bool http2;                 /* accepted for compatibility, without effect: HTTP/1.1 only */
     struct web_header *headers; /* for every response; those given empty are left out, which is what empty means */
@@ -74,9 +76,14 @@ struct web_config {
 
 /* Reads and checks everything: the file's syntax, keys and values, that certificate and key fit together, that GnuTLS
  * knows the protocols and ciphers. Returns 0, or a negative errno with one line in `error`, "FILE:LINE: what is wrong;
- * what to do", and *ret untouched: -EINVAL for what is written in a file, -EFBIG for a file that is too large, else
- * why a file could not be read. A key that group or others may read is logged as a warning. Any thread. */
+ * what to do", and *ret untouched: -EINVAL for what is written in a file, -EKEYREJECTED for a certificate and a key
+ * that do not belong together, which may still be on their way, -EFBIG for a file that is too large, else why a file
+ * could not be read. Any thread. */
 int web_config_load(struct web_config **ret, const char *path, char *error, size_t size);
+
+/* Logs what is unwise in a configuration that was read from `path`: a key that group or others may read, passwords that
+ * take seconds to check. What was the same in `before` (NULL: there was none) has been said already. Any thread. */
+void web_config_warn(const struct web_config *config, const struct web_config *before, const char *path);
 
 /* "not asked for", "required and verified", … */
 const char *web_client_auth_text(enum web_client_auth asked);

@@ -42,8 +42,8 @@ int web_tls_priorities(const struct web_tls_rules *rules, gnutls_pk_algorithm_t 
 /* The parts of a server's identity that can be wrong by themselves. */
 enum web_tls_part { WEB_TLS_CERTIFICATE, WEB_TLS_KEY };
 
-/* Whether both PEM texts can be used and belong together. Returns 0 and the kind of key, or -EINVAL or -ENOMEM with
- * the part that is at fault and the reason. */
+/* Whether both PEM texts can be used and belong together. Returns 0 and the kind of key, or -EINVAL, -EKEYREJECTED for
+ * two that do not belong together, or -ENOMEM, with the part that is at fault and the reason. */
 int web_tls_check_pair(const char *cert_pem, const char *key_pem, gnutls_pk_algorithm_t *ret,
                        enum web_tls_part *ret_part, char *error, size_t size);
 

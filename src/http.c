@@ -466,21 +466,29 @@ static enum MHD_Result send_reply(struct exchange *exchange)
 /* ---- who may ask -------------------------------------------------------------------------------------------- */
 
 /* The library asks for a client's certificate, and serves whoever shows none or a wrong one. */
-static bool has_certificate(struct exchange *exchange)
+static bool has_certificate(struct exchange *exchange, char *reason, size_t size)
 {
     const struct web_config *config = exchange->server->web->config;
-    char reason[160] = "no TLS session";
 
     if (!config || !config->tls || exchange->client->verified)
         return true;
     const union MHD_ConnectionInfo *info =
         MHD_get_connection_info(exchange->connection, MHD_CONNECTION_INFO_GNUTLS_SESSION);
-    if (!info || !info->tls_session || !web_config_client_allowed(config, info->tls_session, reason, sizeof reason)) {
+    if (!info || !info->tls_session || !web_config_client_allowed(config, info->tls_session, reason, size)) {
         log_debug("client certificate refused", "reason", reason, NULL);
         return false;
     }
     exchange->client->verified = true;
     return true;
+}
+
+static enum MHD_Result send_without_certificate(struct exchange *exchange, const char *reason)
+{
+    char text[256];
+
+    (void)snprintf(text, sizeof text, "a valid client certificate is needed: %s\n", reason);
+    return send_response(exchange, MHD_HTTP_FORBIDDEN, TEXT_PLAIN,
+                         MHD_create_response_from_buffer(strlen(text), text, MHD_RESPMEM_MUST_COPY), strlen(text));
 }
 
 static void forget_password(struct client *client)
@@ -609,8 +617,9 @@ static enum MHD_Result answer(struct exchange *exchange)
     /* Before who asks is known: a probe without a password takes 401 for life, and this tells nobody anything else. */
     if (route && route->send == send_healthy && is_stuck(exchange->http))
         return send_healthy(exchange);
-    if (!has_certificate(exchange))
-        return send_text(exchange, MHD_HTTP_FORBIDDEN, "a valid client certificate is needed\n");
+    char reason[200] = "no TLS session";
+    if (!has_certificate(exchange, reason, sizeof reason))
+        return send_without_certificate(exchange, reason);
     if (!(route && route->probe) && !is_within_rate(exchange))
         return send_busy(exchange, MHD_HTTP_TOO_MANY_REQUESTS, "too many requests; rate_limit is the limit\n");
     enum password_check check = check_password(exchange);

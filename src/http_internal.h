@@ -47,7 +47,8 @@ struct http {
     pthread_mutex_t lock; /* guards current, retired, web and the links of servers */
     struct server *current, *retired;
     struct web *web;                      /* the newest: passwords and headers are by it, on old connections too */
-    uint64_t files_stamp;                 /* of the files of web when they were read; main thread, as the next */
+    uint64_t files_stamp;                 /* of the files of web when they were read; main thread, as the next two */
+    uint64_t unpaired_ns;                 /* since when the certificate and the key on disk do not fit; 0: they do */
     char complaint[WEB_CONFIG_ERROR_MAX]; /* why the newest configuration is not in use; empty: it is */
 };
 

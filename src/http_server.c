@@ -34,6 +34,8 @@
 #define RETIRED_MAX 16
 
 #define SETTLED_SECONDS 2
+/* For how long a certificate and a key that do not belong together count as being renewed. */
+#define RENEWAL_NS (10 * S)
 
 static uint64_t reload_failures;
 static bool reload_failed;
@@ -328,7 +330,32 @@ static const char *what_it_gives_up(const struct web_config *now, const struct w
     return now->user_count > 0 && next->user_count == 0 ? "passwords" : NULL;
 }
 
-/* Loads the file and serves with it; one that has nothing new is left alone unless `always`. */
+/* A certificate and its key are two files, which nobody can replace at once. */
+static bool is_being_renewed(struct http *http, int error)
+{
+    const uint64_t now_ns = wideep_i_clock_ns(CLOCK_MONOTONIC);
+
+    if (error != -EKEYREJECTED) {
+        http->unpaired_ns = 0;
+        return false;
+    }
+    if (http->unpaired_ns == 0)
+        http->unpaired_ns = now_ns;
+    return now_ns - http->unpaired_ns < RENEWAL_NS;
+}
+
+static void log_config(const struct http *http)
+{
+    const struct web_config *config = http->web->config;
+    char users[16];
+
+    (void)snprintf(users, sizeof users, "%u", config->user_count);
+    log_info("web configuration in use", "file", http->config.web_config_file, "tls", config->tls ? "on" : "off",
+             "client_certificates", web_client_auth_text(config->client_auth), "users", users, NULL);
+}
+
+/* Loads the file and serves with it; unless `always`, one that has nothing new is left alone, and a key that does not
+ * belong to the certificate is given time. */
 static int load_config(struct http *http, bool always)
 {
     char text[WEB_CONFIG_ERROR_MAX] = "";
@@ -343,6 +370,8 @@ static int load_config(struct http *http, bool always)
                        http->config.web_config_file, lost);
         web_config_free(config);
     }
+    if (!error)
+        web_config_warn(config, before, http->config.web_config_file);
     if (!error && before)
         web_config_remember(config, before);
     if (!error && !always && before && config->fingerprint == before->fingerprint) {
@@ -352,10 +381,14 @@ static int load_config(struct http *http, bool always)
         if (error)
             (void)snprintf(text, sizeof text, "cannot start a server with it: %s", strerror(-error));
         else
-            log_info("web configuration in use", "file", http->config.web_config_file, NULL);
+            log_config(http);
     }
+    bool wait = is_being_renewed(http, error) && !always;
     if (error) {
-        complain(http, text);
+        if (wait)
+            log_debug("the certificate is being renewed", "problem", text, NULL);
+        else
+            complain(http, text);
         return error;
     }
     http->files_stamp = files_stamp(http);

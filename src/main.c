@@ -7,6 +7,7 @@
 #include "log.h"
 #include "notify.h"
 #include "options.h"
+#include "text.h"
 #include "version.h"
 #include "web_config.h"
 
@@ -280,19 +281,33 @@ static int probe(const struct options *options)
     return error ? EXIT_FAILURE : EXIT_SUCCESS;
 }
 
+/* ", rate limit: 20 requests at once and one every 0.1 s", or nothing. */
+static void describe_rate_limit(const struct web_config *config, char *ret, size_t size)
+{
+    char number[TEXT_NUMBER_MAX];
+
+    ret[0] = 0;
+    if (config->rate_interval_ns == 0)
+        return;
+    (void)snprintf(ret, size, ", rate limit: %" PRIu32 " requests at once and one every %.*s s", config->rate_burst,
+                   (int)text_seconds(number, config->rate_interval_ns), number);
+}
+
 /* For --web.config.check. */
 static int check_web_config(const char *path)
 {
-    char error[WEB_CONFIG_ERROR_MAX];
+    char error[WEB_CONFIG_ERROR_MAX], rate_limit[100];
     struct web_config *config;
 
     if (web_config_load(&config, path, error, sizeof error) != 0) {
         (void)fprintf(stderr, "wideep-exporter: %s\n", error);
         return EXIT_FAILURE;
     }
-    (void)printf("%s is valid: TLS %s, client certificates %s, users: %u, extra headers: %u\n", path,
+    web_config_warn(config, NULL, path);
+    describe_rate_limit(config, rate_limit, sizeof rate_limit);
+    (void)printf("%s is valid: TLS %s, client certificates %s, users: %u, extra headers: %u%s\n", path,
                  config->tls ? "on" : "off", web_client_auth_text(config->client_auth), config->user_count,
-                 config->header_count);
+                 config->header_count, rate_limit);
     web_config_free(config);
     return EXIT_SUCCESS;
 }

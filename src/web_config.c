@@ -26,9 +26,9 @@
 /* Of the file and of each that it names. */
 #define FILE_SIZE_MAX ((size_t)1 << 20)
 
-/* From this cost on, one computation takes seconds. */
 #define RATE_BURST_MAX 1000000u
-#define COST_WARN      15
+/* From this cost on, one computation takes seconds. */
+#define COST_WARN 15
 
 /* What is given as a file or in place. */
 enum part { PART_CERT, PART_KEY, PART_CLIENT_CA, PARTS };
@@ -45,7 +45,6 @@ struct loader {
     size_t lines[PARTS];        /* where */
     size_t tls_line, auth_line; /* of tls_server_config, and of client_auth_type; 0: not given */
     size_t sans_line, rules_line;
-    mode_t key_mode; /* of the file that has the private key */
     bool rate_interval_given;
 };
 
@@ -95,7 +94,7 @@ static const char *file_advice(int error)
 {
     switch (-error) {
     case ENOENT:
-    case ENOTDIR: return "check the path; a relative one begins at the directory of --web.config.file";
+    case ENOTDIR: return "check the path; a relative one begins at the directory of the file that names it";
     case EACCES: return "let the user that the exporter runs as read it";
     case EFBIG: return "1 MiB is the most that is read";
     case EINVAL: return "give a regular file of text";
@@ -160,16 +159,6 @@ static bool add_to_fingerprint(struct loader *loader, const char *text)
     const uint64_t size = strlen(text);
 
     return gnutls_hash(loader->hash, &size, sizeof size) == 0 && gnutls_hash(loader->hash, text, size) == 0;
-}
-
-static void warn_readable(const char *path, mode_t mode)
-{
-    char text[8];
-
-    if (!(mode & (S_IRGRP | S_IROTH)))
-        return;
-    (void)snprintf(text, sizeof text, "%04o", (unsigned)(mode & 07777));
-    log_warn("others than its owner may read the private key; run chmod 600 on it", "file", path, "mode", text, NULL);
 }
 
 /* ---- values ------------------------------------------------------------------------------------------------- */
@@ -637,9 +626,6 @@ static int read_user(struct loader *loader, const yaml_node_pair_t *pair)
     int cost = web_auth_cost(hash, &problem);
     if (cost < 0)
         return fail(loader, -EINVAL, web_yaml_line(value), "user '%.80s': the value %s", name, problem);
-    if (cost >= COST_WARN)
-        log_warn("a password of such a bcrypt cost takes seconds or more to check; make a hash of cost 10", "file",
-                 loader->path, "user", name, NULL);
     struct web_user *user = &loader->config->users[loader->config->user_count++];
     user->name = strdup(name);
     user->hash = strdup(hash);
@@ -749,7 +735,7 @@ static int read_part(struct loader *loader, enum part part)
         return fail(loader, result, loader->lines[part], "%s %.300s: %s; %s", loader->names[part], path,
                     file_problem(result), file_advice(result));
     if (part == PART_KEY)
-        loader->key_mode = mode;
+        loader->config->key_mode = mode;
     return add_to_fingerprint(loader, *part_text(loader, part)) ? 0 : fail_memory(loader);
 }
 
@@ -828,6 +814,8 @@ static int load_all(struct loader *loader)
     mode_t mode = 0;
     int result = read_file(loader->path, &text, &mode);
 
+    if (result == -ENOENT || result == -ENOTDIR)
+        return fail(loader, result, 0, "%s; check --web.config.file", file_problem(result));
     if (result != 0)
         return fail(loader, result, 0, "%s; %s", file_problem(result), file_advice(result));
     assert(text);
@@ -837,8 +825,8 @@ static int load_all(struct loader *loader)
         result = load_tls(loader);
     if (result != 0)
         return result;
-    if (config->tls)
-        warn_readable(config->key_file ? config->key_file : loader->path, config->key_file ? loader->key_mode : mode);
+    if (config->tls && !config->key_file)
+        config->key_mode = mode;
     if (config->user_count == 0)
         return 0;
     result = web_auth_create(&config->auth, config->users, config->user_count);
@@ -883,6 +871,41 @@ const char *web_client_auth_text(enum web_client_auth asked)
     case WEB_CLIENT_REQUIRE_AND_VERIFY: return "required and verified";
     default: return "not asked for";
     }
+}
+
+static bool is_readable_by_others(const struct web_config *config)
+{
+    return config->tls && (config->key_mode & (S_IRGRP | S_IROTH)) != 0;
+}
+
+static void warn_readable_key(const struct web_config *config, const char *path)
+{
+    char mode[8];
+
+    (void)snprintf(mode, sizeof mode, "%04o", (unsigned)(config->key_mode & 07777));
+    log_warn("others than its owner may read the private key; run chmod 600 on it", "file",
+             config->key_file ? config->key_file : path, "mode", mode, NULL);
+}
+
+static bool has_user(const struct web_config *config, const struct web_user *user)
+{
+    int index = web_config_user(config, user->name);
+
+    return index >= 0 && strcmp(config->users[index].hash, user->hash) == 0;
+}
+
+void web_config_warn(const struct web_config *config, const struct web_config *before, const char *path)
+{
+    const char *problem;
+
+    if (is_readable_by_others(config) &&
+        !(before && is_readable_by_others(before) && strcmp(before->key_pem, config->key_pem) == 0))
+        warn_readable_key(config, path);
+    for (unsigned i = 0; i < config->user_count; i++)
+        if (web_auth_cost(config->users[i].hash, &problem) >= COST_WARN &&
+            !(before && has_user(before, &config->users[i])))
+            log_warn("a password of such a bcrypt cost takes seconds or more to check; make a hash of cost 10", "file",
+                     path, "user", config->users[i].name, NULL);
 }
 
 void web_config_free(struct web_config *config)

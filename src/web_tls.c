@@ -292,7 +292,7 @@ static int describe_key_failure(int failed, char *error, size_t size)
 {
     switch (failed) {
     case GNUTLS_E_CERTIFICATE_KEY_MISMATCH:
-        return complain(-EINVAL, error, size,
+        return complain(-EKEYREJECTED, error, size,
                         "it does not belong to the certificate; give the key that it was made with");
     case GNUTLS_E_DECRYPTION_FAILED:
         return complain(-EINVAL, error, size, "it is encrypted; decrypt it with: openssl pkey -in FILE -out NEW");
@@ -351,10 +351,13 @@ static bool verify_chain(gnutls_session_t session, char *error, size_t size)
     if (failed == 0 && status == 0)
         return true;
     if (failed == 0 && gnutls_certificate_verification_status_print(status, GNUTLS_CRT_X509, &text, 0) == 0) {
-        (void)complain(0, error, size, "client certificate: %s", (const char *)text.data);
+        (void)complain(0, error, size, "%s", (const char *)text.data);
         gnutls_free(text.data);
+        /* Each of its sentences ends with a space. */
+        for (size_t length = strlen(error); length > 0 && error[length - 1] == ' ';)
+            error[--length] = 0;
     } else {
-        (void)complain(0, error, size, "client certificate: %s", failed ? gnutls_strerror(failed) : "not trusted");
+        (void)complain(0, error, size, "%s", failed ? gnutls_strerror(failed) : "not trusted");
     }
     return false;
 }
@@ -409,7 +412,7 @@ static bool check_names(const struct web_config *config, const gnutls_datum_t *p
         gnutls_x509_crt_import(certificate, peer, GNUTLS_X509_FMT_DER) == 0 && has_listed_name(config, certificate);
     gnutls_x509_crt_deinit(certificate);
     if (!listed)
-        (void)complain(0, error, size, "client certificate: none of its names is in client_allowed_sans");
+        (void)complain(0, error, size, "none of its names is in client_allowed_sans");
     return listed;
 }
 
@@ -422,7 +425,7 @@ bool web_config_client_allowed(const struct web_config *config, gnutls_session_t
         return true;
     const gnutls_datum_t *peers = gnutls_certificate_get_peers(session, &count);
     if (!peers || count == 0) {
-        (void)complain(0, error, size, "the client has sent no certificate");
+        (void)complain(0, error, size, "none was sent");
         return asked == WEB_CLIENT_REQUEST || asked == WEB_CLIENT_VERIFY_IF_GIVEN;
     }
     if ((asked == WEB_CLIENT_VERIFY_IF_GIVEN || asked == WEB_CLIENT_REQUIRE_AND_VERIFY) &&

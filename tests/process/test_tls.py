@@ -2,6 +2,7 @@
 """TLS, clients' certificates, passwords and headers by --web.config.file, against curl and python's clients."""
 
 import base64
+import datetime
 import http.client
 import re
 import shutil
@@ -104,6 +105,16 @@ def test_client_certificates(shm, tmp_path, certs, kind, allowed):
                     else:
                         assert status in (0, 403), (client, path, version)
                         assert SECRET not in body and b"ok" not in body, (client, path, version)
+                        assert status == 0 or body.startswith(b"a valid client certificate is needed: The certificate ")
+                        assert client != "expired" or b" expired certificate.\n" in body
+
+
+def test_allowed_names(shm, tmp_path, certs):
+    section = tls(certs, client_auth_type="RequireAndVerifyClientCert", client_ca_file=str(certs / "ca.pem"),
+                  client_allowed_sans=["somebody"])
+    with exporting(shm, config(tmp_path, tls_server_config=section)) as exporter:
+        assert ask(exporter, certs, "client")[2] == (
+            b"a valid client certificate is needed: none of its names is in client_allowed_sans\n")
 
 
 def test_passwords(shm, tmp_path):
@@ -182,6 +193,77 @@ def test_renewed_certificate(shm, tmp_path, certs):
             (tmp_path / f"new.{name}").replace(tmp_path / f"my.{name}")
         wait_for(lambda: served_certificate(exporter) != before)
         ready(exporter, certs)
+
+
+def logged(exporter, text):
+    return [line for line in exporter.log if text in line]
+
+
+def time_of(line):
+    return datetime.datetime.fromisoformat(re.search(r"ts=(\S+)Z", line)[1])
+
+
+def test_key_that_comes_later_than_its_certificate(shm, tmp_path, certs):
+    """They are two files: that they do not fit for a moment is no fault, and one when it lasts."""
+    def renew(kind):
+        shutil.copy(certs / f"server2.{kind}", tmp_path / f"new.{kind}")
+        (tmp_path / f"new.{kind}").replace(tmp_path / f"my.{kind}")
+
+    for kind in "pem", "key":
+        shutil.copy(certs / f"server.{kind}", tmp_path / f"my.{kind}")
+    with exporting(shm, "--log.level=debug",
+                   config(tmp_path, tls_server_config={"cert_file": "my.pem", "key_file": "my.key"})) as exporter:
+        before = served_certificate(exporter)
+        renew("pem")
+        wait_for(lambda: logged(exporter, "certificate is being renewed"))
+        renew("key")
+        wait_for(lambda: served_certificate(exporter) != before)
+        assert not logged(exporter, "is faulty")
+        assert b"\nwideep_web_config_reload_failures_total 0\n" in ask(exporter, certs)[2]
+
+        waits = len(logged(exporter, "certificate is being renewed"))
+        shutil.copy(certs / "client.key", tmp_path / "my.key")
+        (fault,) = wait_for(lambda: logged(exporter, "is faulty"))
+        assert "my.key: it does not belong to the certificate" in fault
+        first = logged(exporter, "certificate is being renewed")[waits]
+        assert time_of(fault) - time_of(first) >= datetime.timedelta(seconds=9.9)
+        assert ask(exporter, certs)[0] == 200
+        exporter.process.send_signal(signal.SIGHUP)  # who asks is told at once
+        wait_for(lambda: len(logged(exporter, "is faulty")) == 2)
+
+
+def test_what_is_in_use_is_logged(shm, tmp_path, certs):
+    section = tls(certs, client_auth_type="RequireAndVerifyClientCert", client_ca_file=str(certs / "ca.pem"))
+    users = {"alice": bcrypt("one"), "bob": bcrypt("two")}
+    with exporting(shm, config(tmp_path, tls_server_config=section, basic_auth_users=users)) as exporter:
+        (line,) = logged(exporter, "web configuration in use")
+        assert ' tls=on client_certificates="required and verified" users=2' in line
+
+
+def test_warnings_come_once(shm, tmp_path, certs):
+    """A reload says again only what is new."""
+    def costly(letter):
+        return f"$2y$15$X0h1gDsPszWURQaxFh.zoubFi6DXncSjhoQNJgRrnGs7EsimhC7z{letter}"
+
+    for kind in "pem", "key":
+        shutil.copy(certs / f"server.{kind}", tmp_path / f"my.{kind}")
+    (tmp_path / "my.key").chmod(0o644)
+    section = {"cert_file": "my.pem", "key_file": "my.key"}
+    users = {"alice": costly("G"), "bob": bcrypt("two")}
+    path = web_config(tmp_path / "web.yml", tls_server_config=section, basic_auth_users=users)
+    with exporting(shm, f"--web.config.file={path}") as exporter:
+        def reload(warned):
+            loads = len(logged(exporter, "web configuration in use"))
+            exporter.process.send_signal(signal.SIGHUP)
+            wait_for(lambda: len(logged(exporter, "web configuration in use")) > loads)
+            found = logged(exporter, "level=warn")
+            assert [re.search(r"user=(\w+)|(chmod)", line)[1] for line in found] == warned
+
+        reload([None, "alice"])
+        web_config(path, tls_server_config=section, basic_auth_users={**users, "bob": costly("H")})
+        reload([None, "alice", "bob"])
+        web_config(path, tls_server_config=section, basic_auth_users={**users, "alice": costly("O")})
+        reload([None, "alice", "bob", "alice"])
 
 
 def test_faulty_reload_keeps_the_old(shm, tmp_path):

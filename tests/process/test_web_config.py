@@ -70,6 +70,9 @@ def test_says_what_is_on(directory):
         "good-mutual.yml is valid: TLS on, client certificates required and verified, users: 0, extra headers: 0\n")
     assert check("good-users.yml", directory).stdout == (
         "good-users.yml is valid: TLS off, client certificates not asked for, users: 3, extra headers: 0\n")
+    assert check("good-rate-limit.yml", directory).stdout == (
+        "good-rate-limit.yml is valid: TLS off, client certificates not asked for, users: 0, extra headers: 0, "
+        "rate limit: 20 requests at once and one every 0.1 s\n")
 
 
 def test_example_of_the_readme(directory):
@@ -112,7 +115,9 @@ def test_inline(directory, tmp_path):
 
 
 def test_unreadable_files(directory, tmp_path):
-    assert check("none.yml", tmp_path).stderr.startswith("wideep-exporter: none.yml: No such file or directory; ")
+    assert check("none.yml", tmp_path).stderr == (
+        "wideep-exporter: none.yml: No such file or directory; check --web.config.file\n")
+    assert check("none/web.yml", tmp_path).stderr.endswith("; check --web.config.file\n")
     assert "is no regular file" in check(".", tmp_path).stderr
     os.mkfifo(tmp_path / "pipe.yml")
     assert "is no regular file" in check("pipe.yml", tmp_path).stderr
