@@ -410,7 +410,7 @@ format: ## Format the sources in place
 below_prefix = $(patsubst $(PREFIX)/%,$${prefix}/%,$(1))
 man_directory = $(MANDIR)/man$(patsubst .%,%,$(suffix $(1)))
 # As they lie here, because they name each other that way.
-DOCUMENTS := README.md CHANGELOG.md LICENSE $(wildcard shm-abi/README.md)
+DOCUMENTS := README.md CHANGELOG.md LICENSE $(wildcard shm-abi/README.md deploy/*.md)
 
 .PHONY: install uninstall
 install: all ## Install under PREFIX (default /usr/local), below DESTDIR if given
@@ -438,7 +438,7 @@ ifneq ($(SO_SRCS),)
 endif
 
 # Directories that others share are left alone, even when they are empty.
-OWN_DIRECTORIES = $(DOCDIR)/shm-abi $(DOCDIR) $(if $(DESTDIR)$(filter-out /usr /usr/local,$(PREFIX)),$(LIBDIR)/pkgconfig \
+OWN_DIRECTORIES = $(DOCDIR)/shm-abi $(DOCDIR)/deploy $(DOCDIR) $(if $(DESTDIR)$(filter-out /usr /usr/local,$(PREFIX)),$(LIBDIR)/pkgconfig \
 	$(sort $(foreach page,$(MAN_PAGES),$(call man_directory,$(page)))) $(MANDIR) $(BINDIR) $(LIBDIR) $(INCLUDEDIR) \
 	$(patsubst %/,%,$(dir $(DOCDIR)) $(dir $(MANDIR))) $(PREFIX))
 

@@ -1,9 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tests that the documents name as evidence exist."""
+"""The tests that the documents name as evidence exist, and what the documents show is as they say."""
+import contextlib
+import json
+import os
 import pathlib
 import re
+import shutil
+import subprocess
+import urllib.request
 
 import pytest
+
+from exporter_helpers import BUILD, exporting, free_port, shared_directory, simulating, wait_for
 
 TESTS = pathlib.Path(__file__).resolve().parents[1]
 
@@ -36,3 +44,50 @@ def test_no_cell_of_ours_is_empty():
     rows = [[cell.strip() for cell in row[1:-1]] for row in rows if "feature" not in row[1]]
     assert len(rows) > 40
     assert all(row[2] and row[3] for row in rows)
+
+
+def blocks(document, kind):
+    return re.findall(rf"```{kind}\n(.*?)```", document.read_text(), re.S)
+
+
+@contextlib.contextmanager
+def prometheus(directory, port, text):
+    (directory / "prometheus.yml").write_text("global: {scrape_interval: 1s}\n" + text)
+    with open(directory / "prometheus.log", "wb") as log:
+        process = subprocess.Popen(["prometheus", "--config.file=prometheus.yml", "--storage.tsdb.path=data",
+                                    f"--web.listen-address=127.0.0.1:{port}"], cwd=directory, stderr=log)
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def scraped(port):
+    with contextlib.suppress(OSError):
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/targets", timeout=10) as answer:
+            return [target["health"] for target in json.load(answer)["data"]["activeTargets"]] == ["up"]
+
+
+@pytest.mark.skipif(not (shutil.which("htpasswd") and shutil.which("prometheus")), reason="no htpasswd or prometheus")
+def test_tls_example(tmp_path):
+    """Certificates, password, probe, curl and Prometheus, as written but for the port."""
+    certificates, configuration, asking = blocks(TESTS.parent / "deploy" / "tls.md", "sh")
+    (scrape_config,) = blocks(TESTS.parent / "deploy" / "tls.md", "yaml")
+    port, prometheus_port = free_port(), free_port()
+    env = {**os.environ, "PATH": f"{BUILD}:{os.environ['PATH']}",
+           "WIDEEP_WEB_LISTEN_ADDRESS": f"localhost:{port}"}
+
+    def run(script):
+        return subprocess.run(["bash", "-euo", "pipefail", "-c", script], cwd=tmp_path, env=env, check=True, timeout=120,
+                              stdout=subprocess.PIPE, text=True).stdout
+
+    run(certificates)
+    assert run("umask 077\n" + configuration) in (TESTS.parent / "deploy" / "tls.md").read_text().replace("\n    ", "\n")
+    with shared_directory() as shm:
+        with exporting(shm, f"--web.listen-address=127.0.0.1:{port}", "--web.config.file=web.yml", cwd=tmp_path):
+            said = run(asking.replace(":9464", f":{port}"))
+            assert said.startswith("wideep-exporter: alive, and asks for a client certificate\n")
+            assert "\nwideep_build_info{" in said
+            with prometheus(tmp_path, prometheus_port, scrape_config.replace(":9464", f":{port}")):
+                wait_for(lambda: scraped(prometheus_port))

@@ -36,7 +36,8 @@ def test_install_and_uninstall(tmp_path):
     assert {"usr/bin/wideep-exporter", "usr/bin/wideep-sim", "usr/bin/wideep-dump", "usr/include/wideep_shm.h",
             "usr/lib/libwideep_shm.so", "usr/lib/libwideep_shm.so.0", "usr/lib/pkgconfig/wideep_shm.pc",
             "usr/share/man/man8/wideep-exporter.8", "usr/share/man/man3/wideep_shm.3", document + "README.md",
-            document + "CHANGELOG.md", document + "LICENSE", document + "shm-abi/README.md"} <= installed
+            document + "CHANGELOG.md", document + "LICENSE", document + "shm-abi/README.md",
+            document + "deploy/tls.md"} <= installed
     assert subprocess.run([tmp_path / "usr/bin/wideep-dump", "--version"], timeout=60).returncode == 0
     make("uninstall", f"DESTDIR={tmp_path}", "PREFIX=/usr")
     assert list(tmp_path.iterdir()) == []
