@@ -46,6 +46,41 @@ def test_no_cell_of_ours_is_empty():
     assert all(row[2] and row[3] for row in rows)
 
 
+def fields(value, path="the object"):
+    """Names by the place in the document that has them."""
+    if isinstance(value, list):
+        for item in value:
+            yield from fields(item, path)
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield path, name
+            if not name.startswith(("vllm:", "wideep_")) and isinstance(inner, (dict, list)):
+                where = name if path == "the object" else f"{path}.{name}"
+                yield from fields(inner, where + ("[]" if isinstance(inner, list) else ""))
+
+
+def test_fields_of_the_state_are_listed():
+    """Those there are, no others, where the README says."""
+    section = (TESTS.parent / "README.md").read_text().partition("### For scripts\n")[2].partition("\n#")[0]
+    rows = [[cell.strip(" `") for cell in row.split("|")[1:3]] for row in section.splitlines() if row.startswith("| ")]
+    listed = {(place, name) for place, cell in rows[1:] for name in re.findall(r"`([\w:…]+)`", f"`{cell}`")}
+    listed -= {(place, name) for place, name in listed if name in ("null", "wideep_segments")}
+    with shared_directory() as shm, exporting(shm) as exporter:
+        def state():
+            return json.loads(exporter.get("/api/v1/state")[1])
+
+        with simulating(shm, "--scenario", "steady", "--engines", 1, "--passes", 100000, "--passes-per-second", 50):
+            exporter.wait_page(lambda page: page.of("vllm:eplb_avg_tokens_per_rank"))
+            wait_for(lambda: "worst" in state()["groups"][0]["balancedness"])
+            found = set(fields(state()))
+    for place, name in found:
+        assert any(place == where and re.fullmatch(pattern.replace("…", r"\w+"), name) for where, pattern in listed), (
+            place, name)
+    for where, pattern in listed:
+        assert any(place == where and re.fullmatch(pattern.replace("…", r"\w+"), name) for place, name in found), (
+            where, pattern)
+
+
 def blocks(document, kind):
     return re.findall(rf"```{kind}\n(.*?)```", document.read_text(), re.S)
 
