@@ -24,7 +24,7 @@ INSTALL ?= install
 LDCONFIG ?= PATH="$$PATH:/usr/sbin:/sbin" ldconfig
 PKG_CONFIG ?= pkg-config
 PROTOC_C ?= protoc-c
-# The Debian packages of the tests belong to this python, which need not be the first on PATH.
+# Of the build and of the tests, whose Debian packages belong to this one, which need not be the first on PATH.
 PYTHON ?= /usr/bin/python3
 CLANG_FORMAT ?= clang-format
 CLANG_TIDY ?= clang-tidy
@@ -80,6 +80,7 @@ endif
 objs = $(patsubst %,$(B)/obj/%.o,$(basename $(1)))
 
 PROTO_HEADERS := $(patsubst src/%.proto,$(B)/gen/%.pb-c.h,$(PROTO_SRCS))
+TABLES := $(patsubst src/%.py,$(B)/gen/%.h,$(wildcard src/*.py))
 PROTO_OBJS := $(patsubst src/%.proto,$(B)/obj/gen/%.pb-c.o,$(PROTO_SRCS))
 
 PROGRAMS := $(if $(MAIN_SRCS),$(B)/wideep-exporter) $(if $(SIM_SRCS),$(B)/wideep-sim) \
@@ -200,16 +201,20 @@ $(B)/gen/%.pb-c.c $(B)/gen/%.pb-c.h &: src/%.proto | libraries
 	$(call say,GEN,$<) mkdir -p $(@D)
 	$(Q)$(PROTOC_C) --proto_path=src --c_out=$(B)/gen $<
 
+$(B)/gen/%.h: src/%.py
+	$(call say,GEN,$<) mkdir -p $(@D)
+	$(Q)$(PYTHON) $< >$@
+
 # Not our code: our warnings are not for it.
 $(B)/obj/gen/%.o: $(B)/gen/%.c $(B)/gen/flags
 	$(call say,CC,$<) mkdir -p $(@D)
 	$(Q)$(CC) $(PROGRAM_CFLAGS) -w $(DEPFLAGS) -c $< -o $@
 
-$(B)/obj/src/%.o: src/%.c $(B)/gen/flags | $(B)/gen/version.h $(PROTO_HEADERS) libraries
+$(B)/obj/src/%.o: src/%.c $(B)/gen/flags | $(B)/gen/version.h $(PROTO_HEADERS) $(TABLES) libraries
 	$(call say,CC,$<) mkdir -p $(@D)
 	$(Q)$(CC) $(PROGRAM_CFLAGS) $(DEPFLAGS) -c $< -o $@
 
-$(B)/obj/tests/unit/%.o: tests/unit/%.c $(B)/gen/flags | $(B)/gen/version.h $(PROTO_HEADERS) libraries
+$(B)/obj/tests/unit/%.o: tests/unit/%.c $(B)/gen/flags | $(B)/gen/version.h $(PROTO_HEADERS) $(TABLES) libraries
 	$(call say,CC,$<) mkdir -p $(@D)
 	$(Q)$(CC) $(PROGRAM_CFLAGS) -Itests/unit $(CHECK_CFLAGS) $(DEPFLAGS) -c $< -o $@
 
@@ -305,7 +310,7 @@ check-matrix: deps-test ## The ABI header by each compiler and standard, all tes
 
 check-all: deps-test ## check, check-matrix, asan, ubsan and tsan in full
 	+@$(several); \
-	one run-tests VARIANT= SAN=; \
+	WIDEEP_TEST_DOUBLES=100000000 one run-tests VARIANT= SAN=; \
 	one abi-header; \
 	one run-tests VARIANT=clang SAN= CC=clang CXX=clang++; \
 	one run-tests VARIANT=asan SAN=address; \
@@ -379,7 +384,7 @@ lint-format:
 
 TIDY_CFLAGS = -std=gnu11 -D_GNU_SOURCE -Iinclude -Ishm-abi -Itests/unit -I$(B)/gen $(PKG_CFLAGS) $(CHECK_CFLAGS)
 TIDY_CXXFLAGS = -std=c++17 -D_GNU_SOURCE -Ishm-abi
-lint-tidy: $(B)/gen/version.h $(PROTO_HEADERS)
+lint-tidy: $(B)/gen/version.h $(PROTO_HEADERS) $(TABLES)
 	@exec 2> >(grep -v ' warnings\? generated\.$$' >&2); status=0; \
 	$(if $(C_SRCS),printf '%s\n' $(C_SRCS) | xargs -P $(JOBS) -I{} $(CLANG_TIDY) --quiet {} -- $(TIDY_CFLAGS) || status=1;) \
 	$(if $(ABI_CC_SRCS),printf '%s\n' $(ABI_CC_SRCS) | xargs -P $(JOBS) -I{} $(CLANG_TIDY) --quiet {} -- $(TIDY_CXXFLAGS) \
@@ -393,7 +398,7 @@ CPPCHECK_PLATFORM := -D_GNU_SOURCE -D__x86_64__ -D__LP64__ -D__SIZEOF_POINTER__=
 	-DPROTOBUF_C_VERSION_NUMBER=1003000 \
 	--suppress=varFuncNullUB --suppress=memsetClassFloat
 CPPCHECKED = $(filter-out tests/unit/%,$(C_SRCS)) $(ABI_CC_SRCS)
-lint-cppcheck: $(B)/gen/version.h $(PROTO_HEADERS)
+lint-cppcheck: $(B)/gen/version.h $(PROTO_HEADERS) $(TABLES)
 	@$(if $(strip $(CPPCHECKED)),$(CPPCHECK) --quiet --std=c11 --std=c++17 --enable=warning$(comma)performance$(comma)portability \
 		--error-exitcode=1 --inline-suppr --suppress=missingIncludeSystem $(CPPCHECK_PLATFORM) -Iinclude -Ishm-abi \
 		-I$(B)/gen -j $(JOBS) $(CPPCHECKED))

@@ -8,7 +8,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* Room for any 64-bit number in any of the forms below, with its NUL. */
+/* Room for any number in any of the forms below, with a NUL. The functions that write numbers may use all of it, also
+ * behind the length that they return. */
 #define TEXT_NUMBER_MAX 40
 
 /* Copies `length` bytes as valid UTF-8 without NUL: each maximal ill-formed subpart (as Unicode 3.9 and Python's
@@ -21,8 +22,9 @@ size_t text_u64(char *ret, uint64_t value);
 /* Nanoseconds as seconds, exactly: 1234567890 gives 1.23456789. Returns the length, no NUL. */
 size_t text_seconds(char *ret, uint64_t ns);
 
-/* The shortest decimal that reads back as the same double; +Inf, -Inf, NaN as Prometheus writes them. Returns the
- * length, no NUL. */
+/* The shortest decimal that reads back as the same double, see shortest.h, but whole numbers below 2^53 with all their
+ * digits; spelt as by C's %g, e.g. 0.0001, 1e-05, 1234567.5, 1e+16. +Inf, -Inf, NaN as Prometheus writes them, -0 for
+ * the negative zero. Returns the length, no NUL. */
 size_t text_double(char *ret, double value);
 
 /* Escapes a label value as both exposition formats do: backslash, newline, double quote. `size` must be at least

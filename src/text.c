@@ -1,9 +1,11 @@
 #include "text.h"
 
+#include "shortest.h"
+
 #include <assert.h>
 #include <ctype.h>
+#include <endian.h>
 #include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -62,53 +64,137 @@ size_t text_repair(char *ret, size_t size, const char *bytes, size_t length)
     return out;
 }
 
+/* ---- numbers ------------------------------------------------------------------------------------------------ */
+
+#define EIGHT_DIGITS UINT64_C(100000000)
+
+/* The eight digits of a number below EIGHT_DIGITS, a byte of 0 to 9 for each, the first digit in the lowest byte: as
+ * they are stored, so that leading zeros are the low zero bits. All of a kind are divided at once, each in a lane of
+ * its own: the two halves by 100, then the four pairs by 10. The factors are the reciprocals, exact for so small
+ * numbers. */
+static uint64_t eight_digits(uint64_t value)
+{
+    const uint64_t halves = value / 10000 | value % 10000 << 32;
+    const uint64_t hundreds = (halves * 10486 >> 20) & UINT64_C(0x0000007F0000007F);
+    const uint64_t pairs = hundreds | (halves - hundreds * 100) << 16;
+    const uint64_t tens = (pairs * 103 >> 10) & UINT64_C(0x000F000F000F000F);
+    return tens | (pairs - tens * 10) << 8;
+}
+
+static void put_eight(char *ret, uint64_t digits)
+{
+    digits = htole64(digits | UINT64_C(0x3030303030303030));
+    memcpy(ret, &digits, sizeof digits);
+}
+
+/* How many of eight digits there are without the zeros at the end; not for eight zeros. */
+static size_t without_trailing_zeros(uint64_t digits)
+{
+    return 8 - (size_t)__builtin_clzll(digits) / 8;
+}
+
 size_t text_u64(char *ret, uint64_t value)
 {
-    char digits[20];
-    size_t n = 0;
-
-    do
-        digits[n++] = (char)('0' + value % 10);
-    while ((value /= 10) != 0);
-    for (size_t i = 0; i < n; i++)
-        ret[i] = digits[n - 1 - i];
-    return n;
+    if (value >= EIGHT_DIGITS) {
+        size_t n = text_u64(ret, value / EIGHT_DIGITS);
+        put_eight(ret + n, eight_digits(value % EIGHT_DIGITS));
+        return n + 8;
+    }
+    const uint64_t digits = eight_digits(value);
+    /* The bit of the last digit: a zero has one, too. */
+    const unsigned leading_zeros = (unsigned)__builtin_ctzll(digits | UINT64_C(1) << 56) / 8;
+    put_eight(ret, digits >> 8 * leading_zeros);
+    return 8 - leading_zeros;
 }
 
 size_t text_seconds(char *ret, uint64_t ns)
 {
-    uint64_t fraction = ns % 1000000000u;
+    const uint64_t fraction = ns % 1000000000u;
     size_t n = text_u64(ret, ns / 1000000000u);
 
     if (fraction == 0)
         return n;
+    const uint64_t digits = eight_digits(fraction / 10);
     ret[n++] = '.';
-    for (; fraction != 0; fraction = fraction % 100000000u * 10)
-        ret[n++] = (char)('0' + fraction / 100000000u);
-    return n;
+    put_eight(ret + n, digits);
+    if (fraction % 10 == 0)
+        return n + without_trailing_zeros(digits);
+    ret[n + 8] = (char)('0' + fraction % 10);
+    return n + 9;
 }
+
+/* Writes all 17 digits of a number that has so many. Returns how many there are without the zeros at the end. */
+static size_t put_seventeen(char *ret, uint64_t value)
+{
+    const uint64_t last_sixteen = value % (EIGHT_DIGITS * EIGHT_DIGITS);
+    const uint64_t middle = eight_digits(last_sixteen / EIGHT_DIGITS), last = eight_digits(last_sixteen % EIGHT_DIGITS);
+
+    ret[0] = (char)('0' + value / (EIGHT_DIGITS * EIGHT_DIGITS));
+    put_eight(ret + 1, middle);
+    put_eight(ret + 9, last);
+    return last ? 9 + without_trailing_zeros(last) : middle ? 1 + without_trailing_zeros(middle) : 1;
+}
+
+/* e, sign, at least two digits: -308 gives e-308, 21 gives e+21. Returns the length. */
+static size_t put_exponent(char *ret, int exponent)
+{
+    const unsigned magnitude = (unsigned)abs(exponent);
+
+    ret[0] = 'e';
+    ret[1] = exponent < 0 ? '-' : '+';
+    ret[2] = '0';
+    return (magnitude < 10 ? 3 : 2) + text_u64(ret + (magnitude < 10 ? 3 : 2), magnitude);
+}
+
+/* Plain from 0.0001 on, unless that took zeros before the point that are no digits of the number; not for 0. Copies
+ * have fixed sizes, which compile to two instructions; what they have too much lies behind the end, and their last byte
+ * is ret[SHORTEST_DIGITS_MAX * 2 - 1] at most. */
+static size_t put_decimal(char *ret, struct decimal decimal)
+{
+    char digits[SHORTEST_DIGITS_MAX * 2 - 1];
+
+    for (; decimal.digits < EIGHT_DIGITS * EIGHT_DIGITS; decimal.exponent--)
+        decimal.digits *= 10;
+    const size_t count = put_seventeen(digits, decimal.digits);
+    const int before_point = SHORTEST_DIGITS_MAX + decimal.exponent;
+
+    if (before_point <= 0 && before_point > -4) {
+        memcpy(ret, "0.000", 5);
+        memcpy(ret + 2 - before_point, digits, SHORTEST_DIGITS_MAX);
+        return (size_t)(2 - before_point) + count;
+    }
+    if (before_point > 0 && (size_t)before_point <= count) {
+        memcpy(ret, digits, SHORTEST_DIGITS_MAX);
+        if ((size_t)before_point == count)
+            return count;
+        ret[before_point] = '.';
+        memcpy(ret + before_point + 1, digits + before_point, SHORTEST_DIGITS_MAX - 1);
+        return count + 1;
+    }
+    ret[0] = digits[0];
+    ret[1] = '.';
+    memcpy(ret + 2, digits + 1, SHORTEST_DIGITS_MAX - 1);
+    const size_t n = count == 1 ? 1 : count + 1;
+    return n + put_exponent(ret + n, before_point - 1);
+}
+
+static_assert(TEXT_NUMBER_MAX >= 1 + SHORTEST_DIGITS_MAX * 2, "a sign and all that put_decimal() writes");
 
 size_t text_double(char *ret, double value)
 {
-    char text[TEXT_NUMBER_MAX];
     const char *special = isnan(value) ? "NaN" : isinf(value) ? (value > 0 ? "+Inf" : "-Inf") : NULL;
 
     if (special) {
         memcpy(ret, special, strlen(special));
         return strlen(special);
     }
-    /* Below 2^53 an integral double is its digits. */
-    if (value >= 0 && value < 9007199254740992.0 && value == (double)(uint64_t)value && !signbit(value))
-        return text_u64(ret, (uint64_t)value);
-    /* 15 digits always survive the way to a double, 17 always suffice for the way back. */
-    for (int digits = 15; digits <= 17; digits++) {
-        (void)snprintf(text, sizeof text, "%.*g", digits, value);
-        if (strtod(text, NULL) == value)
-            break;
-    }
-    size_t n = strlen(text);
-    memcpy(ret, text, n);
-    return n;
+    const double magnitude = fabs(value);
+    const size_t sign = signbit(value) ? 1 : 0;
+    ret[0] = '-'; /* stays if there is a sign */
+    /* Below 2^53 a whole double is its digits. */
+    if (magnitude < 9007199254740992.0 && magnitude == (double)(int64_t)magnitude)
+        return sign + text_u64(ret + sign, (uint64_t)magnitude);
+    return sign + put_decimal(ret + sign, shortest_decimal(value));
 }
 
 size_t text_escape_label(char *ret, size_t size, const char *text, size_t length)

@@ -1,8 +1,12 @@
 /* UTF-8 repair and numbers. */
 #include "text.h"
+#include "shortest.h"
 #include "suite.h"
 
+#include <inttypes.h>
 #include <math.h>
+#include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -119,6 +123,63 @@ START_TEST(doubles)
 }
 END_TEST
 
+START_TEST(spellings)
+{
+    static const struct {
+        double value;
+        const char *text;
+    } cases[] = {
+        {1e-4, "0.0001"},
+        {0.00012345, "0.00012345"},
+        {0.00099999999999999982, "0.0009999999999999998"},
+        {1e-5, "1e-05"},
+        {1.5e-5, "1.5e-05"},
+        {9.9999999999999991e-05, "9.999999999999999e-05"},
+        {0.5, "0.5"},
+        {-1.5, "-1.5"},
+        {1.0000000000000002, "1.0000000000000002"},
+        {1234567.125, "1234567.125"},
+        {999999999999999.9, "999999999999999.9"},
+        {1e15, "1000000000000000"},
+        {9007199254740992.0, "9007199254740992"},
+        {9100000000000000.0, "9.1e+15"},
+        {1e16, "1e+16"},
+        {18014398509481984.0, "18014398509481984"},
+        {18446744073709551616.0, "1.8446744073709552e+19"},
+        {1e100, "1e+100"},
+        {1e-300, "1e-300"},
+        {5e-324, "5e-324"},
+        {2.2250738585072014e-308, "2.2250738585072014e-308"},
+        {-9007199254740991.0, "-9007199254740991"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        ck_assert_str_eq(number(cases[i].value), cases[i].text);
+    /* As long as any. */
+    ck_assert_uint_eq(strlen(number(-1.7976931348623157e308)), 24);
+}
+END_TEST
+
+/* As the C library spells that number with as many digits; at whole powers of two it may differ, see test_shortest. */
+START_TEST(spelt_as_by_the_library)
+{
+    char expected[TEXT_NUMBER_MAX];
+    for (unsigned i = 0; i < 100000; i++) {
+        double value = ldexp((double)(random_word() >> 11 | 1), (int)(random_word() % 160) - 120);
+        if (i % 2)
+            value = -(double)(random_word() >> 40) / (i % 4 == 1 ? 1e3 : 1e9);
+        struct decimal decimal = shortest_decimal(value);
+        int digits = SHORTEST_DIGITS_MAX;
+        for (uint64_t unit = 10; digits > 1 && decimal.digits % unit == 0; unit *= 10)
+            digits--;
+        if (decimal.digits < 10000000000000000)
+            digits--;
+        bool whole = fabs(value) < 9007199254740992.0 && value == trunc(value);
+        (void)snprintf(expected, sizeof expected, whole ? "%.*f" : "%.*g", whole ? 0 : digits, value);
+        ck_assert_str_eq(number(value), expected);
+    }
+}
+END_TEST
+
 START_TEST(doubles_come_back)
 {
     for (unsigned i = 0; i < 100000; i++) {
@@ -140,14 +201,28 @@ START_TEST(doubles_come_back)
 }
 END_TEST
 
+static void is_whole_number(uint64_t value)
+{
+    char text[TEXT_NUMBER_MAX], expected[TEXT_NUMBER_MAX];
+    text[text_u64(text, value)] = 0;
+    (void)snprintf(expected, sizeof expected, "%" PRIu64, value);
+    ck_assert_str_eq(text, expected);
+}
+
+/* Every length, both ends and something between. */
 START_TEST(whole_numbers)
 {
-    static const uint64_t values[] = {0, 1, 9, 10, 99, 100, 4294967296, UINT64_MAX};
-    static const char *const texts[] = {"0", "1", "9", "10", "99", "100", "4294967296", "18446744073709551615"};
-    char text[TEXT_NUMBER_MAX];
-    for (size_t i = 0; i < sizeof values / sizeof *values; i++) {
-        text[text_u64(text, values[i])] = 0;
-        ck_assert_str_eq(text, texts[i]);
+    static const uint64_t ends[] = {0, UINT32_MAX, UINT64_MAX};
+    for (size_t i = 0; i < sizeof ends / sizeof *ends; i++)
+        is_whole_number(ends[i]);
+    for (uint64_t power = 1;; power *= 10) {
+        is_whole_number(power - 1);
+        is_whole_number(power);
+        is_whole_number(power + 1);
+        for (unsigned i = 0; i < 1000; i++)
+            is_whole_number(random_word() % power);
+        if (power > UINT64_MAX / 10)
+            break;
     }
 }
 END_TEST
@@ -161,6 +236,19 @@ START_TEST(seconds)
     for (size_t i = 0; i < sizeof values / sizeof *values; i++) {
         text[text_seconds(text, values[i])] = 0;
         ck_assert_str_eq(text, texts[i]);
+    }
+    /* Each length of the fraction. */
+    for (unsigned i = 0; i < 100000; i++) {
+        static const uint64_t units[] = {1, 10, 100, 1000, 10000, 100000, 1000000, 10000000, 100000000, 1000000000};
+        uint64_t ns = random_word() >> random_word() % 64;
+        char expected[64];
+        ns -= ns % units[i % 10];
+        int n = snprintf(expected, sizeof expected, "%" PRIu64 ".%09" PRIu64, ns / 1000000000, ns % 1000000000);
+        while (expected[n - 1] == '0')
+            n--;
+        expected[n - (expected[n - 1] == '.')] = 0;
+        text[text_seconds(text, ns)] = 0;
+        ck_assert_str_eq(text, expected);
     }
 }
 END_TEST
@@ -185,6 +273,8 @@ int main(void)
     tcase_add_test(tcase, repair);
     tcase_add_test(tcase, repair_of_noise);
     tcase_add_test(tcase, doubles);
+    tcase_add_test(tcase, spellings);
+    tcase_add_test(tcase, spelt_as_by_the_library);
     tcase_add_test(tcase, doubles_come_back);
     tcase_add_test(tcase, whole_numbers);
     tcase_add_test(tcase, seconds);
