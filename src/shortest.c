@@ -50,8 +50,9 @@ static uint64_t scale(int k, uint64_t cp)
     const u128 product = (u128)shortest_powers[i].high * cp + (uint64_t)(low >> 64);
 
     /* The product with 128 bits behind the point is too large by at most cp of the last, because the power is by at
-     * most one. For no double is a scaled number that is not whole nearer than 2^-66 to one, which is far more. So the
-     * whole part is right, and what is behind the point is above cp if and only if the number is not whole. */
+     * most one. No scaled number of a double is nearer than 2^-66 to a whole one without being one, which is far more
+     * (tests/process/test_shortest.py). So the whole part is right, and what is behind the point is above cp if and
+     * only if the number is not whole. */
     return (uint64_t)(product >> 64) | ((uint64_t)product != 0 || (uint64_t)low > cp);
 }
 
