@@ -2,8 +2,8 @@
  * family: the table of metric families. Rendering, documentation and tests are driven by it: adding a metric is adding
  * a row in family.c.
  *
- * family_walk() visits every series in the order of the table. The order is a function of the aggregate's generation,
- * so label texts can be made once per generation and values alone be read at each collection.
+ * family_walk() visits every series in the order of the table, row by row. The order is a function of the aggregate's
+ * generation, so label texts can be made once per generation and values alone be read at each collection.
  */
 #ifndef WIDEEP_FAMILY_H
 #define WIDEEP_FAMILY_H
@@ -56,7 +56,7 @@ struct family_at {
     const struct group *group;
     const struct segment *segment;
     uint32_t layer, ep_rank, expert;
-    unsigned i, j; /* indices into the family's own labels */
+    uint32_t i, j; /* indices into the family's own labels */
 };
 
 /* Upper bounds in seconds of the exporter's own duration histograms. */
@@ -143,9 +143,12 @@ struct family {
 extern const struct family families[];
 extern const size_t family_count;
 
-/* Visits each series, or each histogram as one. */
-void family_walk(const struct family_sources *sources,
-                 void (*visit)(void *context, const struct family *family, const struct family_at *at), void *context);
+/* `count` series, or histograms, that differ in the one index alone that `index` points to, in `at`: the visitor sets
+ * it from 0 to count - 1. */
+typedef void family_visit(void *context, const struct family *family, struct family_at *at, uint32_t *index,
+                          uint32_t count);
+
+void family_walk(const struct family_sources *sources, family_visit *visit, void *context);
 
 /* "gauge", "counter", "histogram" */
 const char *family_type_name(enum family_type type);

@@ -780,30 +780,42 @@ const char *family_type_name(enum family_type type)
 
 /* ---- the walk ----------------------------------------------------------------------------------------------- */
 
-typedef void visit_fn(void *context, const struct family *family, const struct family_at *at);
-
 /* One object: all combinations of the family's own labels. */
-static void walk_labels(const struct family *family, struct family_at *at, visit_fn *visit, void *context)
+static void walk_labels(const struct family *family, struct family_at *at, family_visit *visit, void *context)
 {
-    unsigned rows = family->labels[0].name ? family->labels[0].count : 1;
-    unsigned columns = family->labels[1].name ? family->labels[1].count : 1;
-
-    for (at->i = 0; at->i < rows; at->i++)
-        for (at->j = 0; at->j < columns; at->j++)
-            visit(context, family, at);
+    if (!family->labels[1].name) {
+        visit(context, family, at, &at->i, family->labels[0].name ? family->labels[0].count : 1);
+        at->i = 0;
+        return;
+    }
+    for (at->i = 0; at->i < family->labels[0].count; at->i++)
+        visit(context, family, at, &at->j, family->labels[1].count);
+    at->i = at->j = 0;
 }
 
-static void walk_engine_models(const struct family *family, struct family_at *at, visit_fn *visit, void *context)
+/* `count` objects that follow each other by the index: a row of series, unless the family has labels of its own. */
+static void walk_row(const struct family *family, struct family_at *at, uint32_t *index, uint32_t count,
+                     family_visit *visit, void *context)
+{
+    if (!family->labels[0].name) {
+        visit(context, family, at, index, count);
+        return;
+    }
+    for (*index = 0; *index < count; ++*index)
+        walk_labels(family, at, visit, context);
+}
+
+static void walk_engine_models(const struct family *family, struct family_at *at, family_visit *visit, void *context)
 {
     for (uint32_t m = 0; m < at->engine->model_count; m++) {
         at->model = &at->engine->models[m];
-        uint32_t layers = family->scope == SCOPE_ENGINE_LAYER ? at->model->group->layers : 1;
-        for (at->layer = 0; at->layer < layers; at->layer++)
-            walk_labels(family, at, visit, context);
+        walk_row(family, at, &at->layer, family->scope == SCOPE_ENGINE_LAYER ? at->model->group->layers : 1, visit,
+                 context);
+        at->layer = 0;
     }
 }
 
-static void walk_engine(const struct family *family, const struct engine *engine, visit_fn *visit, void *context)
+static void walk_engine(const struct family *family, const struct engine *engine, family_visit *visit, void *context)
 {
     struct family_at at = {.engine = engine};
 
@@ -830,23 +842,25 @@ static void walk_engine(const struct family *family, const struct engine *engine
 }
 
 static void walk_group(const struct family *family, const struct aggregate *aggregate, const struct group *group,
-                       visit_fn *visit, void *context)
+                       family_visit *visit, void *context)
 {
     struct family_at at = {.group = group};
-    uint32_t layers = family->scope == SCOPE_GROUP ? 1 : group->layers;
-    uint32_t ranks = family->scope == SCOPE_GROUP_RANK ? group->ep_size : 1;
-    uint32_t experts = family->scope == SCOPE_EXPERT ? group->experts : 1;
 
-    for (at.layer = 0; at.layer < layers; at.layer++) {
-        if (family->scope == SCOPE_EXPERT && !layer_set_has(&aggregate->expert_layers, at.layer))
-            continue;
-        for (at.ep_rank = 0; at.ep_rank < ranks; at.ep_rank++)
-            for (at.expert = 0; at.expert < experts; at.expert++)
-                walk_labels(family, &at, visit, context);
+    switch (family->scope) {
+    case SCOPE_GROUP: walk_labels(family, &at, visit, context); break;
+    case SCOPE_GROUP_LAYER: walk_row(family, &at, &at.layer, group->layers, visit, context); break;
+    case SCOPE_GROUP_RANK:
+        for (at.layer = 0; at.layer < group->layers; at.layer++)
+            walk_row(family, &at, &at.ep_rank, group->ep_size, visit, context);
+        break;
+    default:
+        for (at.layer = 0; at.layer < group->layers; at.layer++)
+            if (layer_set_has(&aggregate->expert_layers, at.layer))
+                walk_row(family, &at, &at.expert, group->experts, visit, context);
     }
 }
 
-void family_walk(const struct family_sources *sources, visit_fn *visit, void *context)
+void family_walk(const struct family_sources *sources, family_visit *visit, void *context)
 {
     const struct aggregate *aggregate = sources->aggregate;
 

@@ -166,26 +166,31 @@ static bool has_room(const struct layout *layout, size_t taken, const struct fam
     return taken + series_of(family) <= layout->limit + LAYOUT_ABSENT_MAX;
 }
 
-static void visit_layout(void *context, const struct family *family, const struct family_at *at)
+static void add_histogram(struct layout_making *making, const struct family *family, const struct family_at *at)
+{
+    for (unsigned b = 0; b < family->bound_count; b++)
+        add_series(making, family, at, "_bucket", family->bounds[b]);
+    add_series(making, family, at, "_bucket", "+Inf");
+    add_series(making, family, at, "_sum", NULL);
+    add_series(making, family, at, "_count", NULL);
+}
+
+static void visit_layout(void *context, const struct family *family, struct family_at *at, uint32_t *index,
+                         uint32_t count)
 {
     struct layout_making *making = context;
     struct layout *layout = making->layout;
 
-    if (!has_room(layout, layout->series_count, family))
-        return;
-    if (layout->family_count == 0 || layout->families[layout->family_count - 1].family != family)
-        layout->families[layout->family_count++] =
-            (struct layout_family){.family = family, .first = layout->series_count, .first_run = layout->run_count};
-    if (family->type == FAMILY_HISTOGRAM) {
-        for (unsigned b = 0; b < family->bound_count; b++)
-            add_series(making, family, at, "_bucket", family->bounds[b]);
-        add_series(making, family, at, "_bucket", "+Inf");
-        add_series(making, family, at, "_sum", NULL);
-        add_series(making, family, at, "_count", NULL);
-    } else {
-        add_series(making, family, at, "", NULL);
+    for (*index = 0; *index < count && has_room(layout, layout->series_count, family); ++*index) {
+        if (layout->family_count == 0 || layout->families[layout->family_count - 1].family != family)
+            layout->families[layout->family_count++] =
+                (struct layout_family){.family = family, .first = layout->series_count, .first_run = layout->run_count};
+        if (family->type == FAMILY_HISTOGRAM)
+            add_histogram(making, family, at);
+        else
+            add_series(making, family, at, "", NULL);
+        layout->families[layout->family_count - 1].count += series_of(family);
     }
-    layout->families[layout->family_count - 1].count += series_of(family);
 }
 
 static int compare_names(const void *a, const void *b, void *context)
@@ -327,9 +332,9 @@ static void read_histogram(const struct value_reading *reading, const struct fam
     *ret = (struct value){cumulative, served ? VALUE_U64 : VALUE_ABSENT};
 }
 
-static void visit_values(void *context, const struct family *family, const struct family_at *at)
+/* The values of one series or histogram, which the page may have no room for. */
+static void read_one(struct value_reading *reading, const struct family *family, const struct family_at *at)
 {
-    struct value_reading *reading = context;
     const struct layout *layout = reading->layout;
     struct value beside[FAMILY_BUCKETS_MAX + 2];
     const size_t n = series_of(family);
@@ -351,6 +356,36 @@ static void visit_values(void *context, const struct family *family, const struc
     reading->dropped += n;
     for (size_t i = 0; i < n; i++)
         values[i].kind = VALUE_ABSENT;
+}
+
+/* A row of series that the page has room for, all of them. */
+static void read_row(struct value_reading *reading, const struct family *family, const struct family_at *at,
+                     uint32_t *index, uint32_t count)
+{
+    struct value *values = reading->values + reading->next;
+    uint32_t absent = 0;
+
+    for (uint32_t i = 0; i < count; i++) {
+        *index = i;
+        values[i] = family->get(reading->sources, at);
+        absent += values[i].kind == VALUE_ABSENT;
+    }
+    reading->next += count;
+    reading->shown += count - absent;
+}
+
+static void visit_values(void *context, const struct family *family, struct family_at *at, uint32_t *index,
+                         uint32_t count)
+{
+    struct value_reading *reading = context;
+
+    if (family->type != FAMILY_HISTOGRAM && reading->next + count <= reading->layout->series_count &&
+        reading->shown + count <= reading->layout->limit) {
+        read_row(reading, family, at, index, count);
+        return;
+    }
+    for (*index = 0; *index < count; ++*index)
+        read_one(reading, family, at);
 }
 
 uint64_t layout_read_values(const struct layout *layout, const struct family_sources *sources, struct value *ret)
