@@ -25,7 +25,12 @@ static double to_double(struct value value)
 
     switch (value.kind) {
     case VALUE_U64: return (double)value.bits;
-    case VALUE_SECONDS: text[text_seconds(text, value.bits)] = 0; return strtod(text, NULL);
+    case VALUE_SECONDS:
+        /* Of two exact doubles the quotient is the nearest double, which is what strtod() makes of it. */
+        if (value.bits < UINT64_C(1) << 53)
+            return (double)value.bits / 1e9;
+        text[text_seconds(text, value.bits)] = 0;
+        return strtod(text, NULL);
     default: return wideep_i_bits_double(value.bits);
     }
 }
