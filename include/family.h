@@ -71,7 +71,7 @@ struct self_durations {
 void self_duration_observe(struct self_durations *durations, uint64_t duration_ns);
 
 /* Label values of the HTTP server's own metrics; the last of each stands for all that is not listed. */
-#define SELF_CODES    11
+#define SELF_CODES    14
 #define SELF_HANDLERS 9
 extern const char *const self_codes[SELF_CODES];
 extern const char *const self_handlers[SELF_HANDLERS];

@@ -56,8 +56,8 @@ static const char *const reasons[SEGMENT_REASONS] = {"ok",
                                                      "over_limit",
                                                      "other_instance",
                                                      "lock_lost"};
-const char *const self_codes[SELF_CODES] = {"200", "400", "401", "403", "404",  "405",
-                                            "413", "429", "500", "503", "other"};
+const char *const self_codes[SELF_CODES] = {"200", "400", "401", "403", "404", "405", "413",
+                                            "414", "429", "431", "500", "503", "505", "other"};
 const char *const self_handlers[SELF_HANDLERS] = {"metrics",    "healthy", "ready", "landing", "lb",
                                                   "lb_metrics", "state",   "debug", "other"};
 const char *const self_cuts[HTTP_CUTS] = {"slow_sender", "slow_reader", "idle", "evicted"};

@@ -89,7 +89,7 @@ static unsigned index_of(const char *const *values, unsigned count, const char *
     return i;
 }
 
-static void count_response(const char *handler, unsigned code, size_t bytes)
+void http_count_response(const char *handler, unsigned code, size_t bytes)
 {
     char text[16];
 
@@ -153,6 +153,8 @@ static enum MHD_Result send_response(struct exchange *exchange, unsigned code, c
     if (!response)
         return MHD_NO;
     (void)MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_TYPE, content_type);
+    /* Everything here is of its moment: an old answer to a probe would be a wrong one. */
+    (void)MHD_add_response_header(response, MHD_HTTP_HEADER_CACHE_CONTROL, "no-store");
     for (unsigned i = 0; exchange->config && i < exchange->config->header_count; i++)
         (void)MHD_add_response_header(response, exchange->config->headers[i].name, exchange->config->headers[i].value);
     if (__atomic_load_n(&exchange->server->retired, __ATOMIC_RELAXED))
@@ -160,8 +162,8 @@ static enum MHD_Result send_response(struct exchange *exchange, unsigned code, c
     connection_answers(exchange->http->connections, exchange->client->connection, wideep_i_clock_ns(CLOCK_MONOTONIC));
     enum MHD_Result result = MHD_queue_response(exchange->connection, code, response);
     MHD_destroy_response(response);
-    count_response(exchange->route ? exchange->route->handler : "other", code,
-                   strcmp(exchange->method, MHD_HTTP_METHOD_HEAD) == 0 ? 0 : size);
+    http_count_response(exchange->route ? exchange->route->handler : "other", code,
+                        strcmp(exchange->method, MHD_HTTP_METHOD_HEAD) == 0 ? 0 : size);
     return result;
 }
 
@@ -408,6 +410,11 @@ const char *http_unknown_argument(const struct http_request *request, const char
 
     (void)MHD_get_connection_values(request->connection, MHD_GET_ARGUMENT_KIND, compare_known, &unknown);
     return unknown.found;
+}
+
+const char *http_header(const struct http_request *request, const char *name)
+{
+    return MHD_lookup_connection_value(request->connection, MHD_HEADER_KIND, name);
 }
 
 void http_reply_text(struct http_reply *reply, unsigned code, const char *format, ...)

@@ -66,6 +66,9 @@ void http_on_connection(void *context, struct MHD_Connection *connection, void *
                         enum MHD_ConnectionNotificationCode code);
 size_t http_on_unescape(void *context, struct MHD_Connection *connection, char *text);
 
+/* An answer with that many bytes of body. Any thread. */
+void http_count_response(const char *handler, unsigned code, size_t bytes);
+
 /* Requests being answered, of all servers. */
 uint64_t http_in_flight(void);
 

@@ -123,11 +123,28 @@ static uint64_t files_stamp(const struct http *http)
 
 static void on_log(void *context, const char *format, va_list arguments) __attribute__((format(printf, 2, 0)));
 
+/* What the library refuses before there is a request to hand over, such as a line that is none or headers beyond
+ * REQUEST_MEMORY, it answers by itself with a page of its own. Its log alone tells of that. */
+static void count_refusal(const char *format, va_list arguments)
+{
+    static const char refused[] = "Error processing request (HTTP response code is %u ('%s'))";
+
+    if (strncmp(format, refused, sizeof refused - 1) != 0)
+        return;
+    const unsigned code = va_arg(arguments, unsigned);
+    http_count_response("other", code, strlen(va_arg(arguments, const char *)));
+}
+
+/* Clients decide how often this is called, hence the level. */
 static void on_log(void *context, const char *format, va_list arguments)
 {
     char text[512];
+    va_list counted;
 
     (void)context;
+    va_copy(counted, arguments);
+    count_refusal(format, counted);
+    va_end(counted);
     (void)vsnprintf(text, sizeof text, format, arguments);
     text[strcspn(text, "\n")] = 0;
     log_debug("http", "detail", text, NULL);
