@@ -25,7 +25,7 @@ int admin_parse_layers(const char *text, struct layer_set *ret);
 void admin_describe_layers(const struct layer_set *layers, char *ret, size_t size);
 
 /* GET, POST and DELETE /-/debug/per-expert[?duration=300s][&layer=3,7-9]; the context is a struct admin. 403 when it is
- * not enabled. Any thread. */
+ * not enabled, and to what a browser asks to change for a page of another site. Any thread. */
 void admin_handle_per_expert(void *context, const struct http_request *request, struct http_reply *reply);
 
 #endif

@@ -37,6 +37,9 @@ const char *http_argument(const struct http_request *request, const char *name);
  * pass for one that was left out. Handlers only. */
 const char *http_unknown_argument(const struct http_request *request, const char *const *known);
 
+/* Value of a header, its name in any case; NULL when it is absent. The first line of it counts. Handlers only. */
+const char *http_header(const struct http_request *request, const char *name);
+
 /* Filled by a handler. A handler that leaves it alone answers 500. */
 struct http_reply {
     unsigned code;

@@ -167,12 +167,28 @@ static void switch_off(const struct admin *admin, const struct http_request *req
     reply_status(admin, reply);
 }
 
+/* Whether a page of another site has its reader's browser ask, which would bring along the reader's address, password
+ * and certificate. Browsers say so; other clients send neither header. */
+static bool is_cross_site(const struct http_request *request)
+{
+    const char *site = http_header(request, "Sec-Fetch-Site"), *origin = http_header(request, "Origin");
+    const char *host = http_header(request, "Host"), *authority = origin ? strstr(origin, "://") : NULL;
+
+    if (site && strcasecmp(site, "cross-site") == 0)
+        return true;
+    /* An opaque origin is "null", and nobody's. */
+    return origin && (!authority || !host || strcasecmp(authority + strlen("://"), host) != 0);
+}
+
 void admin_handle_per_expert(void *context, const struct http_request *request, struct http_reply *reply)
 {
     const struct admin *admin = context;
+    const bool changes = strcmp(request->method, "POST") == 0 || strcmp(request->method, "DELETE") == 0;
 
     if (!admin->enabled)
         http_reply_text(reply, 403, "the admin API is off; it is switched on with --web.enable-admin-api\n");
+    else if (changes && is_cross_site(request))
+        http_reply_text(reply, 403, "refused: a page of another site asks; the header Origin must name this host\n");
     else if (strcmp(request->method, "POST") == 0)
         switch_on(admin, request, reply);
     else if (strcmp(request->method, "DELETE") == 0)

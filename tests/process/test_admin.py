@@ -119,6 +119,31 @@ def test_refused(admin, query, says):
     assert call(admin) == (200, {"on": False})
 
 
+@pytest.mark.parametrize("headers, refused", [
+    ({}, False),
+    ({"Origin": "http://127.0.0.1:{port}", "Sec-Fetch-Site": "same-origin"}, False),
+    ({"Origin": "http://127.0.0.1:{port}"}, False),
+    ({"Origin": "https://WIDE.example", "Host": "wide.EXAMPLE"}, False),
+    ({"Sec-Fetch-Site": "none"}, False),
+    ({"Origin": "http://evil.example"}, True),
+    ({"Origin": "http://127.0.0.1"}, True),
+    ({"Origin": "http://127.0.0.1:{port}.evil.example"}, True),
+    ({"Origin": "null"}, True),
+    ({"Origin": ""}, True),
+    ({"Origin": "127.0.0.1:{port}"}, True),
+    ({"Sec-Fetch-Site": "cross-site"}, True),
+    ({"Origin": "http://127.0.0.1:{port}", "Sec-Fetch-Site": "cross-site"}, True)])
+def test_pages_of_other_sites(admin, headers, refused):
+    """A browser would ask with its user's address and password; it says for whose page. Looking is not changing."""
+    headers = {name: value.format(port=admin.port) for name, value in headers.items()}
+    for method in ("POST", "DELETE"):
+        assert call(admin, "POST")[0] == 200
+        status, answer = call(admin, method, headers=headers)
+        assert status == (403 if refused else 200)
+        assert not refused or "another site" in answer
+        assert call(admin, headers=headers)[1]["on"] is (refused or method == "POST")
+
+
 def test_other_methods(admin):
     response, _ = admin.get(PATH, "PUT")
     assert response.status == 405
