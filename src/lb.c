@@ -240,6 +240,8 @@ static json_t *view_json(const struct lb *lb, const struct lb_view *view, bool o
     root = json_pack("{s:s, s:o}", "state", lb_state_name(view->state), "engines", engines);
     if (root && view->stale)
         (void)json_object_set_new(root, "reason", json_string("the collector stands still"));
+    else if (root && one && view->count == 0)
+        (void)json_object_set_new(root, "reason", json_string("no such engine"));
     return root;
 }
 

@@ -93,12 +93,14 @@ static const struct option_row rows[] = {
 static bool is_telemetry_path(const char *text)
 {
     static const char allowed[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789/._~:@+-";
-    static const char *const taken[] = {"/-/", "/lb/", "/api/"};
+    static const char *const taken[] = {"/-", "/lb", "/api"};
 
-    for (size_t i = 0; i < COUNT(taken); i++)
-        if (strncmp(text, taken[i], strlen(taken[i])) == 0)
+    for (size_t i = 0; i < COUNT(taken); i++) {
+        const size_t length = strlen(taken[i]);
+        if (strncmp(text, taken[i], length) == 0 && (text[length] == 0 || text[length] == '/'))
             return false;
-    return text[0] == '/' && text[1] != 0 && strcmp(text, "/lb") != 0 && text[strspn(text, allowed)] == 0;
+    }
+    return text[0] == '/' && text[1] != 0 && text[strspn(text, allowed)] == 0;
 }
 
 static bool parse_number(const char *text, uint64_t *ret)
@@ -174,8 +176,8 @@ static void describe_allowed(const struct option_row *row, char *ret, size_t siz
     case TYPE_PATH:
         (void)snprintf(
             ret, size,
-            "a path that begins with /, other than / and /lb and not below /-/, /lb/ or /api/, of A-Z a-z 0-9 / . _ ~ "
-            ": @ + -");
+            "a path that begins with /, of A-Z a-z 0-9 / . _ ~ : @ + -; / alone, /-, /lb, /api and what is below these "
+            "are other pages");
         break;
     case TYPE_FLAG: (void)snprintf(ret, size, "true or false"); break;
     case TYPE_ADDRESS:

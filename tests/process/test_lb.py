@@ -76,7 +76,7 @@ FAMILIES = {"wideep_lb_ready", "wideep_lb_up", "wideep_lb_state", "wideep_lb_reb
 def test_nobody_was_ever_seen(shm):
     with exporting(shm) as exporter:
         assert ask(exporter) == (200, {"state": "unknown", "engines": []})
-        assert state(exporter, "?engine=0") == (503, "unknown")
+        assert ask(exporter, "?engine=0") == (503, {"state": "unknown", "engines": [], "reason": "no such engine"})
         page = lb_page(exporter)
         assert set(page.families) == FAMILIES
         assert dict(page) == {"wideep_lb_ready": 1}
@@ -169,7 +169,8 @@ def test_deleted_is_forgotten(shm):
         becomes(exporter, 503, "dead")
         (shm / "wideep.default.e0.r0").unlink()
         becomes(exporter, 200, "serving")
-        assert state(exporter, "?engine=0") == (503, "unknown")
+        assert ask(exporter, "?engine=0")[1]["reason"] == "no such engine"
+        assert "reason" not in ask(exporter)[1] and "reason" not in ask(exporter, "?engine=1")[1]
 
 
 @pytest.mark.parametrize("query", ["?engine=", "?engine", "?engine=x", "?engine=-1", "?engine=65536", "?engine=1%00",
@@ -188,6 +189,14 @@ def test_methods(shm):
             for method in ("POST", "DELETE", "PUT"):
                 response, _ = exporter.get(path, method)
                 assert (response.status, response.getheader("Allow")) == (405, "GET, HEAD")
+
+
+def test_nothing_is_cached(shm):
+    """A cache between would answer probes with what was."""
+    with exporting(shm) as exporter:
+        for path in ("/lb", "/lb?engine=9", "/lb?x", "/lb/metrics", "/-/healthy", "/-/ready", "/api/v1/state",
+                     "/-/debug/per-expert", "/nowhere"):
+            assert exporter.get(path)[0].headers.get_all("Cache-Control") == ["no-store"], path
 
 
 def test_all_instances(shm):
