@@ -40,8 +40,9 @@ struct connections *connections_new(const struct connections_config *config);
 /* All connections must have been removed. NULL is fine. */
 void connections_free(struct connections *connections);
 
-/* NULL without memory. */
-struct connection *connections_add(struct connections *connections, int fd, uint64_t now_ns);
+/* When *retired becomes true, which may be at any time and is read atomically, connections_reap() ends the connection
+ * in order once nothing has been asked on it for some seconds. NULL without memory. */
+struct connection *connections_add(struct connections *connections, int fd, const bool *retired, uint64_t now_ns);
 
 /* Before the descriptor is closed. NULL is fine. */
 void connections_remove(struct connections *connections, struct connection *connection);

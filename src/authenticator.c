@@ -70,21 +70,23 @@ int authenticator_start(struct authenticator **ret)
 }
 
 /* With the lock held. */
-static unsigned waiting_of_name(const struct authenticator *authenticator, int which)
+static bool has_room_for(const struct authenticator *authenticator, const struct auth_task *asked)
 {
-    unsigned count = 0;
+    unsigned of_name = 0, of_client = 0;
 
-    for (const struct auth_task *task = authenticator->first; task; task = task->next)
-        count += task->which == which;
-    return count;
+    for (const struct auth_task *task = authenticator->first; task; task = task->next) {
+        of_name += task->which == asked->which;
+        of_client += task->which == asked->which && task->peer == asked->peer;
+    }
+    return authenticator->waiting < AUTHENTICATOR_TASKS_MAX && of_name < AUTHENTICATOR_TASKS_OF_NAME_MAX &&
+           of_client < AUTHENTICATOR_TASKS_OF_CLIENT_MAX;
 }
 
 bool authenticator_ask(struct authenticator *authenticator, struct auth_task *task)
 {
     task->which = web_config_user(task->config, task->user);
     (void)pthread_mutex_lock(&authenticator->lock);
-    bool room = authenticator->waiting < AUTHENTICATOR_TASKS_MAX && !task->owner->dropped &&
-                waiting_of_name(authenticator, task->which) < AUTHENTICATOR_TASKS_OF_NAME_MAX;
+    bool room = !task->owner->dropped && has_room_for(authenticator, task);
     if (room) {
         task->next = NULL;
         *authenticator->last = task;

@@ -1,11 +1,11 @@
 #include "connections.h"
 
+#include <limits.h>
 #include <linux/sockios.h>
 #include <linux/tcp.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <pthread.h>
-#include <stddef.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
@@ -21,7 +21,8 @@ struct connection {
     struct connection *previous, *next;
     uint64_t since_ns; /* in this state */
     uint64_t look_ns;  /* RESTING: when to look at it next */
-    uint64_t received; /* RESTING: bytes of the kernel's count when it began to */
+    uint64_t received; /* RESTING: received_mark() when it began to */
+    const bool *retired;
     int fd;
     enum state state;
 };
@@ -74,16 +75,29 @@ static void move(struct connections *connections, struct connection *connection,
 
 /* ---- what the kernel knows ---------------------------------------------------------------------------------- */
 
-/* 0 for sockets that do not count, such as local ones: their idle limit alone ends a request that is never whole. */
-static uint64_t bytes_received(int fd)
+/* A number that changes when bytes arrive or are read. Unix sockets do not count, but take from the offset of peeking,
+ * once it is set, what is read without peeking (socket(7), SO_PEEK_OFF), and nobody peeks here. */
+static uint64_t received_mark(int fd)
 {
     struct tcp_info info = {0};
     socklen_t size = sizeof info;
+    int offset = 0;
 
-    if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) != 0 ||
-        size < offsetof(struct tcp_info, tcpi_bytes_received) + sizeof info.tcpi_bytes_received)
-        return 0;
-    return info.tcpi_bytes_received;
+    if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) == 0)
+        return info.tcpi_bytes_received;
+    size = sizeof offset;
+    return getsockopt(fd, SOL_SOCKET, SO_PEEK_OFF, &offset, &size) == 0 ? (uint64_t)offset : 0;
+}
+
+/* The offset ends at 0, so it is wound up before each rest. */
+static void wind_up(int fd)
+{
+    static const int offset = INT_MAX;
+    int domain = 0;
+    socklen_t size = sizeof domain;
+
+    if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) == 0 && domain == AF_UNIX)
+        (void)setsockopt(fd, SOL_SOCKET, SO_PEEK_OFF, &offset, sizeof offset);
 }
 
 static bool has_unsent(int fd)
@@ -135,13 +149,14 @@ void connections_free(struct connections *connections)
     free(connections);
 }
 
-struct connection *connections_add(struct connections *connections, int fd, uint64_t now_ns)
+struct connection *connections_add(struct connections *connections, int fd, const bool *retired, uint64_t now_ns)
 {
     struct connection *connection = calloc(1, sizeof *connection);
 
     if (!connection)
         return NULL;
     connection->fd = fd;
+    connection->retired = retired;
     (void)pthread_mutex_lock(&connections->lock);
     append(connections, connection, RECEIVING, now_ns);
     connections->count++;
@@ -174,7 +189,8 @@ void connection_rests(struct connections *connections, struct connection *connec
 {
     (void)pthread_mutex_lock(&connections->lock);
     connection->look_ns = now_ns + LOOK_NS;
-    connection->received = bytes_received(connection->fd);
+    wind_up(connection->fd);
+    connection->received = received_mark(connection->fd);
     move(connections, connection, RESTING, now_ns);
     pass_end_on(connection);
     (void)pthread_mutex_unlock(&connections->lock);
@@ -199,12 +215,16 @@ static void reap_list(struct connections *connections, enum state state, uint64_
 /* To the library a response is done with when the kernel has it, and a request is none before it is whole. */
 static void look(struct connections *connections, struct connection *connection, uint64_t now_ns)
 {
+    const bool unsent = has_unsent(connection->fd);
+
     connection->look_ns = now_ns + LOOK_NS;
     pass_end_on(connection);
-    if (is_past(connection, connections->config.response_ns, now_ns) && has_unsent(connection->fd))
+    if (is_past(connection, connections->config.response_ns, now_ns) && unsent)
         cut(connections, connection, HTTP_CUT_READER, now_ns);
-    else if (bytes_received(connection->fd) != connection->received)
+    else if (received_mark(connection->fd) != connection->received)
         move(connections, connection, RECEIVING, now_ns);
+    else if (__atomic_load_n(connection->retired, __ATOMIC_RELAXED) && !unsent)
+        (void)shutdown(connection->fd, SHUT_RD); /* to the library its client's end: it closes it in order */
 }
 
 void connections_reap(struct connections *connections, uint64_t now_ns)

@@ -432,10 +432,16 @@ void http_reply_text(struct http_reply *reply, unsigned code, const char *format
     }
 }
 
-static void describe_peer(struct MHD_Connection *connection, char *ret, size_t size)
+static const struct sockaddr *address_of(struct MHD_Connection *connection)
 {
     const union MHD_ConnectionInfo *info = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CLIENT_ADDRESS);
-    const struct sockaddr *address = info ? info->client_addr : NULL;
+
+    return info ? info->client_addr : NULL;
+}
+
+static void describe_peer(struct MHD_Connection *connection, char *ret, size_t size)
+{
+    const struct sockaddr *address = address_of(connection);
     char host[64], port[8];
     socklen_t length = 0;
 
@@ -518,6 +524,26 @@ static void on_verdict(struct auth_task *task, enum auth_verdict verdict)
     MHD_resume_connection(client->suspended);
 }
 
+/* For the authenticator: an IPv4 address, the /64 that one owner of an IPv6 address has as a rule, 0 for local clients.
+ */
+static uint64_t peer_number(const struct sockaddr *address)
+{
+    struct sockaddr_in6 six;
+    struct sockaddr_in four;
+    uint64_t number;
+
+    if (!address || (address->sa_family != AF_INET && address->sa_family != AF_INET6))
+        return 0;
+    if (address->sa_family == AF_INET) {
+        memcpy(&four, address, sizeof four);
+        return four.sin_addr.s_addr;
+    }
+    memcpy(&six, address, sizeof six);
+    /* The upper half of an IPv4 address that is mapped is the same for all. */
+    memcpy(&number, six.sin6_addr.s6_addr + (IN6_IS_ADDR_V4MAPPED(&six.sin6_addr) ? 8 : 0), sizeof number);
+    return number;
+}
+
 enum password_check { PASSWORD_GOOD, PASSWORD_WRONG, PASSWORD_BUSY, PASSWORD_PENDING };
 
 /* Hands the client's name and password to the authenticator, with the connection suspended for that long. */
@@ -530,6 +556,7 @@ static enum password_check ask_authenticator(struct exchange *exchange)
     client->task = (struct auth_task){.config = exchange->config,
                                       .user = client->task_user,
                                       .password = client->task_password,
+                                      .peer = peer_number(address_of(exchange->connection)),
                                       .owner = &exchange->server->passwords,
                                       .done = on_verdict};
     connection_answers(exchange->http->connections, client->connection, wideep_i_clock_ns(CLOCK_MONOTONIC));
@@ -797,7 +824,7 @@ static struct client *client_new(struct server *server, struct MHD_Connection *c
     struct client *client = calloc(1, sizeof *client);
 
     struct connection *entry = client && info ? connections_add(server->http->connections, info->connect_fd,
-                                                                wideep_i_clock_ns(CLOCK_MONOTONIC))
+                                                                &server->retired, wideep_i_clock_ns(CLOCK_MONOTONIC))
                                               : NULL;
     if (!entry) {
         if (info)

@@ -17,8 +17,9 @@ static struct connections *connections;
 static struct connection *all[MOST];
 static int here[MOST], there[MOST]; /* the server's ends, and the clients' */
 static uint64_t cuts_before[HTTP_CUTS];
+static bool retired;
 
-/* A TCP connection to ourselves, as only TCP counts its bytes. */
+/* A TCP connection to ourselves. */
 static void open_pair(int *ret_here, int *ret_there)
 {
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr = {.s_addr = htonl(INADDR_LOOPBACK)}};
@@ -37,11 +38,25 @@ static void open_pair(int *ret_here, int *ret_there)
     (void)close(listener);
 }
 
+static void open_local_pair(int *ret_here, int *ret_there)
+{
+    int pair[2];
+
+    ck_assert_int_eq(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair), 0);
+    *ret_here = pair[0];
+    *ret_there = pair[1];
+}
+
+static void add_of(void (*open)(int *ret_here, int *ret_there), unsigned i, uint64_t now_ns)
+{
+    open(&here[i], &there[i]);
+    all[i] = connections_add(connections, here[i], &retired, now_ns);
+    ck_assert_ptr_nonnull(all[i]);
+}
+
 static void add(unsigned i, uint64_t now_ns)
 {
-    open_pair(&here[i], &there[i]);
-    all[i] = connections_add(connections, here[i], now_ns);
-    ck_assert_ptr_nonnull(all[i]);
+    add_of(open_pair, i, now_ns);
 }
 
 static void drop(unsigned i)
@@ -75,6 +90,7 @@ static void setup(void)
     connections = connections_new(&config);
     ck_assert_ptr_nonnull(connections);
     connections_cut_counts(cuts_before);
+    retired = false;
 }
 
 static void teardown(void)
@@ -114,7 +130,7 @@ END_TEST
 /* A kept connection whose client has begun to send has the deadline of a request. */
 START_TEST(request_begun_on_kept_connection)
 {
-    add(0, 1 * S);
+    add_of(_i == 0 ? open_pair : open_local_pair, 0, 1 * S);
     connection_answers(connections, all[0], 1 * S);
     connection_rests(connections, all[0], 1 * S);
     connections_reap(connections, 4 * S);
@@ -145,6 +161,33 @@ START_TEST(unread_response_in_the_kernel)
     connections_reap(connections, 40 * S);
     ck_assert(is_cut(0));
     ck_assert_uint_eq(cuts(HTTP_CUT_READER), 1);
+}
+END_TEST
+
+/* Who goes on asking is answered, whoever reads is sent it all, and who rests goes, in order. */
+START_TEST(retired_server)
+{
+    static char bytes[1 << 16];
+    for (unsigned i = 0; i < 3; i++) {
+        add_of(_i == 0 ? open_pair : open_local_pair, i, 1 * S);
+        connection_answers(connections, all[i], 1 * S);
+    }
+    while (send(here[2], bytes, sizeof bytes, MSG_NOSIGNAL | MSG_DONTWAIT) > 0)
+        ;
+    for (unsigned i = 0; i < 3; i++)
+        connection_rests(connections, all[i], 1 * S);
+    connections_reap(connections, 10 * S);
+    retired = true;
+    ck_assert_int_eq(send(there[1], "G", 1, MSG_NOSIGNAL), 1);
+    char byte;
+    while (recv(here[1], &byte, 1, 0) != 1)
+        ck_assert_int_eq(errno, EAGAIN);
+    connections_reap(connections, 11 * S);
+    ck_assert(!is_cut(0)); /* it may be about to ask again */
+    connections_reap(connections, 12 * S);
+    ck_assert(is_cut(0) && !is_cut(1) && !is_cut(2));
+    ck_assert_int_eq(send(here[0], "x", 1, MSG_NOSIGNAL), 1); /* to its client this end is still whole */
+    ck_assert_uint_eq(cuts(HTTP_CUT_READER) + cuts(HTTP_CUT_SENDER) + cuts(HTTP_CUT_IDLE), 0);
 }
 END_TEST
 
@@ -207,7 +250,8 @@ int main(void)
     tcase_set_timeout(tcase, 60);
     tcase_add_checked_fixture(tcase, setup, teardown);
     tcase_add_test(tcase, each_state_has_its_deadline);
-    tcase_add_test(tcase, request_begun_on_kept_connection);
+    tcase_add_loop_test(tcase, request_begun_on_kept_connection, 0, 2);
+    tcase_add_loop_test(tcase, retired_server, 0, 2);
     tcase_add_test(tcase, unread_response_in_the_kernel);
     tcase_add_test(tcase, half_closed_client);
     tcase_add_test(tcase, room);
