@@ -29,9 +29,8 @@
 #define TICK_MS       250
 #define DRAIN_MS      700 /* the whole end takes less than a second */
 #define DRAIN_STEP_MS 10
-/* A client that asks less often than this finds its idle connection closed after a reload. */
-#define RETIRED_NS  (90 * S)
-#define RETIRED_MAX 16
+/* Of a connection of a retired server, what is under way ends within the two deadlines, and the rest long before. */
+#define RETIRED_NS (REQUEST_NS + RESPONSE_NS + 5 * S)
 
 #define SETTLED_SECONDS 2
 /* For how long a certificate and a key that do not belong together count as being renewed. */
@@ -255,20 +254,15 @@ static void on_starved(void *context)
     connections_evict(http->connections, wideep_i_clock_ns(CLOCK_MONOTONIC));
 }
 
-/* Unlinks the oldest retired server that is drained, or has been retired for too long, or is one too many. */
+/* Unlinks the oldest retired server that is drained, or has been retired for too long. */
 static struct server *take_retired(struct http *http, uint64_t now_ns)
 {
     struct server *taken = NULL, **link = NULL;
-    unsigned count = 0;
 
     (void)pthread_mutex_lock(&http->lock);
-    for (struct server **at = &http->retired; *at; at = &(*at)->next) {
-        count++;
-        /* What one of its connections is being sent has had its time then. */
-        bool surplus = count > RETIRED_MAX && now_ns >= (*at)->retired_ns + 2 * RESPONSE_NS;
-        if (is_drained(*at) || now_ns >= (*at)->retired_ns + RETIRED_NS || surplus)
+    for (struct server **at = &http->retired; *at; at = &(*at)->next)
+        if (is_drained(*at) || now_ns >= (*at)->retired_ns + RETIRED_NS)
             link = at;
-    }
     if (link) {
         taken = *link;
         *link = taken->next;

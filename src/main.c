@@ -17,6 +17,7 @@
 
 #define SECOND_NS      UINT64_C(1000000000)
 #define CHECK_FILES_NS (2 * SECOND_NS)
+#define RELOAD_NS      (SECOND_NS / 2)
 
 enum { EXIT_USAGE = 2 };
 
@@ -200,12 +201,14 @@ static int wait_signal(const sigset_t *signals, uint64_t timeout_ns)
     return number > 0 ? number : 0;
 }
 
-/* Returns the signal that ends the service. */
+/* Returns the signal that ends the service. Of reloads that are asked for in a burst, the first comes at once and one
+ * for all others RELOAD_NS later: each leaves a server behind that lasts until its connections have ended. */
 static int watch(const struct service *service, const sigset_t *signals)
 {
     const uint64_t watchdog_ns = notify_watchdog_ns() / 2;
     const uint64_t period_ns = watchdog_ns > 0 && watchdog_ns < SECOND_NS ? watchdog_ns : SECOND_NS;
-    uint64_t turns = 0, checked_ns = wideep_i_clock_ns(CLOCK_MONOTONIC);
+    uint64_t turns = 0, checked_ns = wideep_i_clock_ns(CLOCK_MONOTONIC), reload_ns = 0; /* not before then */
+    bool reload_wanted = false;
     char status[160] = "";
 
     for (;;) {
@@ -219,9 +222,15 @@ static int watch(const struct service *service, const sigset_t *signals)
             http_check_files(service->http);
             checked_ns = now_ns;
         }
-        int number = wait_signal(signals, period_ns);
-        if (number == SIGHUP)
+        if (reload_wanted && now_ns >= reload_ns) {
+            reload_wanted = false;
             reload(service);
+            reload_ns = wideep_i_clock_ns(CLOCK_MONOTONIC) + RELOAD_NS;
+        }
+        int number =
+            wait_signal(signals, reload_wanted && reload_ns - now_ns < period_ns ? reload_ns - now_ns : period_ns);
+        if (number == SIGHUP)
+            reload_wanted = true;
         else if (number != 0)
             return number;
     }

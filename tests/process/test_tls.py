@@ -2,6 +2,7 @@
 """TLS, clients' certificates, passwords and headers by --web.config.file, against curl and python's clients."""
 
 import base64
+import contextlib
 import datetime
 import http.client
 import re
@@ -356,6 +357,47 @@ def test_no_request_fails_over_50_reloads(shm, tmp_path, certs):
         assert len(certificates) == 2
         # the old servers are gone: nothing is left of them but one current
         wait_for(lambda: exporter_threads(exporter) <= 12)
+
+
+def reloads(exporter):
+    return sum("web configuration in use" in line for line in exporter.log)
+
+
+def test_idle_connections_end_soon_after_a_reload(shm, tmp_path):
+    """In order, and so that the old server goes; a request that has begun is answered."""
+    with exporting(shm, config(tmp_path)) as exporter, contextlib.ExitStack() as stack:
+        exporter.scrape()
+        threads = exporter_threads(exporter)
+        idle, busy = ([stack.enter_context(open_raw(exporter.port)) for _ in range(20)] for _ in range(2))
+        for sock in idle + busy:
+            sock.sendall(b"GET /-/ready HTTP/1.1\r\nHost: h\r\n\r\n")
+            assert b" 200 " in sock.recv(4096)
+        for sock in busy:
+            sock.sendall(b"GET /-/ready HTTP/1.1\r\n")
+        exporter.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: reloads(exporter) > 1)
+        for sock in busy:
+            sock.sendall(b"Host: h\r\n\r\n")
+            answer = b"".join(iter(lambda: sock.recv(4096), b""))
+            assert b" 200 " in answer and b"\r\nConnection: close\r\n" in answer
+        for sock in idle:
+            sock.settimeout(20)
+            assert sock.recv(4096) == b""  # and no reset
+        wait_for(lambda: exporter_threads(exporter) == threads, 20)
+
+
+def test_a_burst_of_reloads_is_few(shm, tmp_path):
+    with exporting(shm, config(tmp_path)) as exporter:
+        exporter.scrape()
+        begin = time.monotonic()
+        for i in range(100):
+            exporter.process.send_signal(signal.SIGHUP)
+            time.sleep(0.01)
+        web_config(tmp_path / "web.yml", http_server_config={"headers": {"X-Frame-Options": "deny"}})
+        exporter.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: exporter.get("/-/healthy")[0].headers["X-Frame-Options"] == "deny", pause=0.01)
+        # the first at the start, the second at once, then one each half second
+        assert reloads(exporter) <= 3 + 2 * (time.monotonic() - begin)
 
 
 def exporter_threads(exporter):
