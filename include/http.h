@@ -5,7 +5,7 @@
  *
  * A thread of ours accepts and hands each connection to the current daemon of the library, which has a pool of threads
  * that run the handlers. A new web configuration is a new daemon: connections of the old one get their next answer
- * with `Connection: close`, so that no request fails.
+ * with `Connection: close`, so that no request fails, or are closed once nothing has been asked on them for a while.
  *
  * A request takes a reference to the newest snapshot, which its response holds until it is sent. Handlers touch no
  * shared memory. Statistics are atomics with static storage: http_stats() works before the start and after the stop.

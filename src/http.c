@@ -25,6 +25,7 @@ struct client {
     bool verified; /* its certificate has been looked at and is good */
     /* of the request under way */
     bool limited;
+    bool odd_target;
     bool malformed; /* where it ends is not clear: nothing more is read from its connection */
     bool paid;      /* has passed the rate limit: it comes again when its password is checked */
     uint64_t body_bytes;
@@ -646,7 +647,8 @@ static enum MHD_Result answer(struct exchange *exchange)
 
     exchange->route = route;
     if (exchange->client->malformed)
-        return send_text_with(exchange, MHD_HTTP_BAD_REQUEST, "the request's headers are ambiguous or lack a Host\n",
+        return send_text_with(exchange, MHD_HTTP_BAD_REQUEST,
+                              "the request's line or headers are ambiguous, or lack a Host\n",
                               MHD_HTTP_HEADER_CONNECTION, "close");
     /* Before who asks is known: a probe without a password takes 401 for life, and this tells nobody anything else. */
     if (route && route->send == send_healthy && is_stuck(exchange->http))
@@ -734,6 +736,18 @@ static const char *path_of(const char *target)
     return authority ? path ? path : "/" : target;
 }
 
+/* Before anything is decoded: to the library all up to the last space is the target, to others up to the next. What it
+ * returns is the request's first `state`. */
+void *http_on_target(void *context, const char *target, struct MHD_Connection *connection)
+{
+    struct client *client = client_of(connection);
+
+    (void)context;
+    if (client)
+        client->odd_target = strchr(target, ' ') != NULL;
+    return NULL;
+}
+
 enum MHD_Result http_on_request(void *context, struct MHD_Connection *connection, const char *url, const char *method,
                                 const char *version, const char *data, size_t *data_size, void **state)
 {
@@ -748,7 +762,7 @@ enum MHD_Result http_on_request(void *context, struct MHD_Connection *connection
         *state = client;
         client->body_bytes = 0;
         client->paid = false;
-        client->malformed = !is_well_framed(connection, version);
+        client->malformed = client->odd_target || !is_well_framed(connection, version);
         (void)__atomic_add_fetch(&in_flight, 1, __ATOMIC_RELAXED);
         if (!client->malformed)
             return MHD_YES;

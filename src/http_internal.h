@@ -64,6 +64,7 @@ void http_on_completed(void *context, struct MHD_Connection *connection, void **
                        enum MHD_RequestTerminationCode code);
 void http_on_connection(void *context, struct MHD_Connection *connection, void **socket_context,
                         enum MHD_ConnectionNotificationCode code);
+void *http_on_target(void *context, const char *target, struct MHD_Connection *connection);
 size_t http_on_unescape(void *context, struct MHD_Connection *connection, char *text);
 
 /* An answer with that many bytes of body. Any thread. */

@@ -29,8 +29,9 @@
 #define TICK_MS       250
 #define DRAIN_MS      700 /* the whole end takes less than a second */
 #define DRAIN_STEP_MS 10
-/* Of a connection of a retired server, what is under way ends within the two deadlines, and the rest long before. */
-#define RETIRED_NS (REQUEST_NS + RESPONSE_NS + 5 * S)
+/* On a connection of a retired server what is under way ends within its deadlines, of which the check of a password has
+ * one too, and the rest long before. */
+#define RETIRED_NS (REQUEST_NS + 2 * RESPONSE_NS + 5 * S)
 
 #define SETTLED_SECONDS 2
 /* For how long a certificate and a key that do not belong together count as being renewed. */
@@ -168,12 +169,12 @@ static struct MHD_Daemon *start_daemon(struct server *server)
     }
     tls[n] = (struct MHD_OptionItem){MHD_OPTION_END, 0, NULL};
     /* The limit is never reached before that of the table of connections, unless these wait in the library. */
-    return MHD_start_daemon(flags, 0, NULL, NULL, http_on_request, server, MHD_OPTION_EXTERNAL_LOGGER, on_log, NULL,
-                            MHD_OPTION_THREAD_POOL_SIZE, (unsigned)THREADS, MHD_OPTION_CONNECTION_LIMIT,
-                            2 * CONNECTIONS_MOST, MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)REQUEST_MEMORY,
-                            MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_NOTIFY_COMPLETED, http_on_completed, server,
-                            MHD_OPTION_NOTIFY_CONNECTION, http_on_connection, server, MHD_OPTION_UNESCAPE_CALLBACK,
-                            http_on_unescape, NULL, MHD_OPTION_ARRAY, tls, MHD_OPTION_END);
+    return MHD_start_daemon(
+        flags, 0, NULL, NULL, http_on_request, server, MHD_OPTION_EXTERNAL_LOGGER, on_log, NULL,
+        MHD_OPTION_THREAD_POOL_SIZE, (unsigned)THREADS, MHD_OPTION_CONNECTION_LIMIT, 2 * CONNECTIONS_MOST,
+        MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)REQUEST_MEMORY, MHD_OPTION_URI_LOG_CALLBACK, http_on_target, NULL,
+        MHD_OPTION_NOTIFY_COMPLETED, http_on_completed, server, MHD_OPTION_NOTIFY_CONNECTION, http_on_connection,
+        server, MHD_OPTION_UNESCAPE_CALLBACK, http_on_unescape, NULL, MHD_OPTION_ARRAY, tls, MHD_OPTION_END);
 }
 
 static int server_new(struct server **ret, struct http *http, struct web *web)

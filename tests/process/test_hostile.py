@@ -348,7 +348,8 @@ MALFORMED = {
     "TLS hello": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x55" * 500, 0),
     "header without colon": (b"GET /metrics HTTP/1.1\r\nHost: h\r\nnonsense\r\n\r\n", 400),
     "header without name": (b"GET /metrics HTTP/1.1\r\nHost: h\r\n: x\r\n\r\n", 200),
-    "no host": (b"GET /metrics HTTP/1.1\r\n\r\n", 400),
+    "no host": (b"GET /nowhere HTTP/1.1\r\n\r\n", 400),
+    "space in the target": (b"GET /nowhere?a b HTTP/1.1\r\nHost: h\r\n\r\n", 400),
     "NUL in a header": (b"GET /metrics HTTP/1.1\r\nHost: h\r\nX: a\0b\r\n\r\n", 200),
     "bad length": (b"GET /metrics HTTP/1.1\r\nHost: h\r\nContent-Length: -5\r\n\r\n", 400),
     "huge length": (b"GET /metrics HTTP/1.1\r\nHost: h\r\nContent-Length: 99999999999999999999999\r\n\r\n", 413),
@@ -398,7 +399,9 @@ def test_ambiguous_framing(exporter, name):
 
 
 def test_host_and_whole_addresses(exporter):
-    assert status_of(talk(exporter, b"GET /-/ready HTTP/1.1\r\n\r\n")) == 400
+    for head in b"GET /-/ready HTTP/1.1\r\n\r\n", b"GET /-/ready HTTP/1.1 HTTP/1.1\r\nHost: h\r\n\r\n":
+        out = talk(exporter, head)
+        assert status_of(out) == 400 and b"\r\nContent-Type: text/plain" in out and out.endswith(b"lack a Host\n")
     for target in b"http://h/-/ready", b"HTTP://h:80/-/ready":
         out = talk(exporter, b"GET " + target + b" HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
         assert status_of(out) == 200 and out.endswith(b"ready\n")
