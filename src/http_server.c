@@ -124,29 +124,28 @@ static uint64_t files_stamp(const struct http *http)
 static void on_log(void *context, const char *format, va_list arguments) __attribute__((format(printf, 2, 0)));
 
 /* What the library refuses before there is a request to hand over, such as a line that is none or headers beyond
- * REQUEST_MEMORY, it answers by itself with a page of its own. Its log alone tells of that. */
-static void count_refusal(const char *format, va_list arguments)
+ * REQUEST_MEMORY, it answers by itself with a page of its own. Its log alone tells of that, with code and page: 400
+ * ('<html>…</html>'). */
+static void count_refusal(const char *text)
 {
-    static const char refused[] = "Error processing request (HTTP response code is %u ('%s'))";
+    static const char before[] = "Error processing request (HTTP response code is ";
+    char *page;
 
-    if (strncmp(format, refused, sizeof refused - 1) != 0)
+    if (strncmp(text, before, sizeof before - 1) != 0)
         return;
-    const unsigned code = va_arg(arguments, unsigned);
-    http_count_response("other", code, strlen(va_arg(arguments, const char *)));
+    const unsigned code = (unsigned)strtoul(text + sizeof before - 1, &page, 10);
+    http_count_response("other", code, strncmp(page, " ('", 3) == 0 ? strcspn(page + 3, "'") : 0);
 }
 
 /* Clients decide how often this is called, hence the level. */
 static void on_log(void *context, const char *format, va_list arguments)
 {
     char text[512];
-    va_list counted;
 
     (void)context;
-    va_copy(counted, arguments);
-    count_refusal(format, counted);
-    va_end(counted);
     (void)vsnprintf(text, sizeof text, format, arguments);
     text[strcspn(text, "\n")] = 0;
+    count_refusal(text);
     log_debug("http", "detail", text, NULL);
 }
 
