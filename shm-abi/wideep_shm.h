@@ -282,7 +282,7 @@ struct wideep_eplb_slot {
     double max_tokens_per_rank;
     double balancedness;                /* avg / max, 0 when no token was routed */
     uint64_t rearrangement_duration_ns; /* of a rearrangement that ended since the last recorded pass, else 0 */
-    /* uint32_t rank_tokens[ep_size] follows: tokens that this rank routed to each EP rank (0 when REDUCED) */
+    /* uint32_t rank_tokens[ep_size] follows: what this rank routed to each EP rank; nothing when REDUCED */
 };
 
 struct wideep_dbo_slot {
@@ -445,10 +445,15 @@ WIDEEP_API void wideep_i_store_release(uint64_t *word, uint64_t value)
     __atomic_store_n(word, value, __ATOMIC_RELEASE);
 }
 
-/* A plain read and a plain store: the caller is the only writer of the word. */
+/* A plain read and a plain store: the caller is the only writer of the word. gcc does not make one instruction of two
+ * atomic accesses; the one it would make stores an aligned word whole, too. */
 WIDEEP_API void wideep_i_add(uint64_t *word, uint64_t value)
 {
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(WIDEEP_TSAN)
+    __asm__("addq %1, %0" : "+m"(*word) : "er"(value) : "cc");
+#else
     wideep_i_store(word, wideep_load(word) + value);
+#endif
 }
 
 WIDEEP_API uint64_t wideep_i_double_bits(double value)
@@ -801,38 +806,71 @@ WIDEEP_API uint64_t wideep_ring_tail(const struct wideep_ring *ring, uint64_t he
     return head > depth ? head - depth : 0;
 }
 
-/* Copies the payload of record n. Never waits, never retries: a slot that is being overwritten is lost. */
-WIDEEP_API enum wideep_read wideep_i_ring_copy(const struct wideep_ring *ring, uint64_t n, uint64_t *ret_words,
-                                               uint32_t words)
+/* Where record n is, if it is whole. Never waits, never retries: a slot that is being overwritten is lost. */
+WIDEEP_API enum wideep_read wideep_i_slot_find(const struct wideep_ring *ring, uint64_t n, const uint64_t **ret_slot)
 {
     const uint64_t *slot = (const uint64_t *)(const void *)(ring->slots + (n % ring->count) * ring->stride);
+    *ret_slot = slot;
     /* Pairs with the release of 2n+2 in wideep_i_ring_end(). */
     uint64_t seq = wideep_load_acquire(slot);
-    if (seq != 2 * n + 2) {
-        /* A later record of this slot, or one that cannot be. The writer is at most a batch ahead of head, and the head
-         * seen here at most one publication old: an odd seq is ordered after the one before the newest alone. */
-        uint64_t later = (seq - 1) / 2, end = wideep_load_acquire(ring->head) + 2 * (uint64_t)ring->batch;
-        return seq > 2 * n + 2 && later < end && later % ring->count == n % ring->count ? WIDEEP_READ_OVERRUN
-                                                                                        : WIDEEP_READ_INVALID;
-    }
+    if (seq == 2 * n + 2)
+        return WIDEEP_READ_OK;
+    /* A later record of this slot, or one that cannot be. The writer is at most a batch ahead of head, and the head
+     * seen here at most one publication old: an odd seq is ordered after the one before the newest alone. */
+    uint64_t later = (seq - 1) / 2, end = wideep_load_acquire(ring->head) + 2 * (uint64_t)ring->batch;
+    return seq > 2 * n + 2 && later < end && later % ring->count == n % ring->count ? WIDEEP_READ_OVERRUN
+                                                                                    : WIDEEP_READ_INVALID;
+}
+
+/* Payload words of a slot, each as it was at some moment. */
+WIDEEP_API void wideep_i_slot_copy(const uint64_t *slot, uint64_t *ret_words, uint32_t words)
+{
     for (uint32_t i = 1; i < words; i++)
         ret_words[i] = __atomic_load_n(slot + i, WIDEEP_PAYLOAD_LOAD);
+}
+
+/* Were all words that were copied those of record n? */
+WIDEEP_API enum wideep_read wideep_i_slot_check(const uint64_t *slot, uint64_t n)
+{
     /* Pairs with the release fence in wideep_i_ring_begin(): had a payload word come from a later record, its odd seq
      * would be seen here. */
     WIDEEP_FENCE_ACQUIRE();
-    return wideep_load(slot) == seq ? WIDEEP_READ_OK : WIDEEP_READ_TORN;
+    return wideep_load(slot) == 2 * n + 2 ? WIDEEP_READ_OK : WIDEEP_READ_TORN;
 }
 
-/* Reads record n of the EPLB ring, n < head. `ret_rank_tokens` has room for ep_size values, or is NULL. On anything but
- * WIDEEP_READ_OK the outputs are undefined. What is returned is within range: model < model_count, layer < layers. */
+/* The 32-bit values behind an EPLB slot's header. */
+WIDEEP_API void wideep_i_slot_tokens(const uint64_t *slot, uint32_t *ret, uint32_t ep_size)
+{
+    const uint64_t *words = slot + WIDEEP_SLOT_HEADER / 8;
+    uint64_t word;
+    for (; ep_size >= 2; ep_size -= 2, ret += 2, words++) {
+        word = __atomic_load_n(words, WIDEEP_PAYLOAD_LOAD);
+        memcpy(ret, &word, sizeof word);
+    }
+    if (ep_size > 0) {
+        word = __atomic_load_n(words, WIDEEP_PAYLOAD_LOAD);
+        memcpy(ret, &word, sizeof *ret);
+    }
+}
+
+/* Reads record n of the EPLB ring, n < head. `ret_rank_tokens` has room for ep_size values, or is NULL; those of a
+ * REDUCED record are 0. On anything but WIDEEP_READ_OK the outputs are undefined. What is returned is within range:
+ * model < model_count, layer < layers. */
 WIDEEP_API enum wideep_read wideep_eplb_read(const struct wideep_view *view, uint64_t n, struct wideep_eplb_record *ret,
                                              uint32_t *ret_rank_tokens)
 {
-    uint64_t words[(WIDEEP_SLOT_HEADER + 4 * WIDEEP_MAX_EP_SIZE) / 8];
-    uint32_t ep_size = view->identity.ep_size;
-    memset(words, 0, WIDEEP_SLOT_HEADER); /* of no use but to compilers and analysers, which cannot follow */
-    enum wideep_read result =
-        wideep_i_ring_copy(&view->eplb, n, words, WIDEEP_SLOT_HEADER / 8 + (ret_rank_tokens ? (ep_size + 1) / 2 : 0));
+    uint64_t words[WIDEEP_SLOT_HEADER / 8];
+    const uint64_t *slot;
+    enum wideep_read result = wideep_i_slot_find(&view->eplb, n, &slot);
+    if (result != WIDEEP_READ_OK)
+        return result;
+    wideep_i_slot_copy(slot, words, WIDEEP_SLOT_HEADER / 8);
+    const int partial = (words[3] >> 8 & WIDEEP_PARTIAL) != 0;
+    if (ret_rank_tokens && partial)
+        wideep_i_slot_tokens(slot, ret_rank_tokens, view->identity.ep_size);
+    else if (ret_rank_tokens)
+        memset(ret_rank_tokens, 0, 4ull * view->identity.ep_size);
+    result = wideep_i_slot_check(slot, n);
     if (result != WIDEEP_READ_OK)
         return result;
     ret->pass = words[1];
@@ -853,16 +891,19 @@ WIDEEP_API enum wideep_read wideep_eplb_read(const struct wideep_view *view, uin
           ret->max_tokens_per_rank <= 1e18) ||
         !(ret->balancedness >= 0 && ret->balancedness <= 1))
         return WIDEEP_READ_INVALID;
-    if (ret_rank_tokens)
-        memcpy(ret_rank_tokens, words + WIDEEP_SLOT_HEADER / 8, 4ull * ep_size);
     return WIDEEP_READ_OK;
 }
 
 /* Reads record n of the DBO ring, n < head. As wideep_eplb_read(). */
 WIDEEP_API enum wideep_read wideep_dbo_read(const struct wideep_view *view, uint64_t n, struct wideep_dbo_record *ret)
 {
-    uint64_t words[6] = {0, 0, 0, 0, 0, 0};
-    enum wideep_read result = wideep_i_ring_copy(&view->dbo, n, words, 6);
+    uint64_t words[6];
+    const uint64_t *slot;
+    enum wideep_read result = wideep_i_slot_find(&view->dbo, n, &slot);
+    if (result != WIDEEP_READ_OK)
+        return result;
+    wideep_i_slot_copy(slot, words, 6);
+    result = wideep_i_slot_check(slot, n);
     if (result != WIDEEP_READ_OK)
         return result;
     uint64_t tags = words[3];
@@ -1855,13 +1896,13 @@ WIDEEP_API void wideep_close(struct wideep_writer **w)
 WIDEEP_API void wideep_i_ring_begin(uint64_t *slot, uint64_t n)
 {
     wideep_i_store(slot, 2 * n + 1);
-    /* Pairs with the acquire fence in wideep_i_ring_copy(). */
+    /* Pairs with the acquire fence in wideep_i_slot_check(). */
     WIDEEP_FENCE_RELEASE();
 }
 
 WIDEEP_API void wideep_i_ring_end(uint64_t *slot, uint64_t n)
 {
-    /* Pairs with the acquire of seq in wideep_i_ring_copy(). */
+    /* Pairs with the acquire of seq in wideep_i_slot_find(). */
     wideep_i_store_release(slot, 2 * n + 2);
 }
 
@@ -1909,12 +1950,19 @@ WIDEEP_API void wideep_i_pass_live(struct wideep_writer *w, const struct wideep_
     wideep_i_add(&w->live->activity, 1);
 }
 
-WIDEEP_API uint64_t wideep_i_tags(const struct wideep_writer *w, const struct wideep_pass *pass, uint32_t layer,
-                                  uint32_t flags)
+/* Tags of a record without its layer; `flags` are those that all records of the pass have. */
+WIDEEP_API uint64_t wideep_i_tags(const struct wideep_writer *w, const struct wideep_pass *pass, uint32_t flags)
 {
     if (wideep_load(&w->live->models[pass->model].rebalancing_since_ns) != 0)
         flags |= WIDEEP_REBALANCING;
-    return (uint64_t)pass->model | (uint64_t)flags << 8 | (uint64_t)layer << 16 | (uint64_t)pass->step << 32;
+    return (uint64_t)pass->model | (uint64_t)flags << 8 | (uint64_t)pass->step << 32;
+}
+
+/* Adds the layer, and whether it is the first or the last that the pass records. */
+WIDEEP_API uint64_t wideep_i_layer_tags(uint64_t tags, uint32_t layer, int first, int last)
+{
+    const uint64_t flags = (first ? WIDEEP_FIRST : 0) | (last ? WIDEEP_LAST : 0);
+    return tags | flags << 8 | (uint64_t)layer << 16;
 }
 
 WIDEEP_API void wideep_i_eplb_words(uint64_t *slot, const struct wideep_pass *pass, uint64_t now_ns, uint64_t tags,
@@ -1934,72 +1982,147 @@ WIDEEP_API uint64_t *wideep_i_eplb_slot(const struct wideep_writer *w, uint64_t 
     return (uint64_t *)(void *)(w->eplb_slots + (n % w->eplb_count) * w->eplb_stride);
 }
 
-/* Tokens by rank of one layer, two loads at a time in the halves of a 64-bit word, whichever half is which. The loop
- * does not look at what it adds up: 0 when a load is negative, or so large that a half might have run over, and then
- * the sums are of no use. */
-WIDEEP_API int wideep_i_rank_sums_small(const int32_t *load, uint32_t ep_size, uint32_t per_rank, uint64_t *ret)
+/* The slot after it, without a division. */
+WIDEEP_API uint64_t *wideep_i_eplb_next(const struct wideep_writer *w, uint64_t *slot)
 {
-    uint64_t any = 0;
-    for (uint32_t rank = 0; rank < ep_size; rank++) {
-        uint64_t halves = 0, first, second;
-        uint32_t left = per_rank;
-        for (; left >= 4; left -= 4, load += 4) {
-            memcpy(&first, load, sizeof first);
-            memcpy(&second, load + 2, sizeof second);
-            any |= first | second;
-            halves += first + second;
-        }
-        for (; left > 0; left--, load++) {
-            any |= (uint32_t)*load;
-            halves += (uint32_t)*load;
-        }
-        ret[rank] = (halves & UINT32_MAX) + (halves >> 32);
-    }
-    /* No load exceeds the bits of all of them, and a negative one has the highest: it passes for no number of loads. */
-    return ((any | any >> 32) & UINT32_MAX) * per_rank <= INT32_MAX;
+    unsigned char *next = (unsigned char *)slot + w->eplb_stride;
+    if (next == w->eplb_slots + (size_t)w->eplb_count * w->eplb_stride)
+        next = w->eplb_slots;
+    return (uint64_t *)(void *)next;
 }
 
-/* Tokens by rank of one layer. Returns 1 if a load was negative, which counts as 0. */
-WIDEEP_API int wideep_i_rank_sums(const int32_t *load, uint32_t ep_size, uint32_t per_rank, uint64_t *ret)
+/* Four 32-bit values at once: one register of a machine that has such, else what compilers make of it. */
+typedef uint32_t wideep_i_four __attribute__((vector_size(16)));
+
+WIDEEP_API wideep_i_four wideep_i_four_load(const int32_t *from)
 {
+    wideep_i_four four;
+    memcpy(&four, from, sizeof four);
+    return four;
+}
+
+#ifdef __has_builtin
+#if __has_builtin(__builtin_shufflevector)
+#define WIDEEP_SHUFFLE 1
+#endif
+#endif
+
+/* The sums of four times four values. */
+WIDEEP_API wideep_i_four wideep_i_four_sums(wideep_i_four a, wideep_i_four b, wideep_i_four c, wideep_i_four d)
+{
+#ifdef WIDEEP_SHUFFLE
+    const wideep_i_four ab = __builtin_shufflevector(a, b, 0, 4, 1, 5) + __builtin_shufflevector(a, b, 2, 6, 3, 7);
+    const wideep_i_four cd = __builtin_shufflevector(c, d, 0, 4, 1, 5) + __builtin_shufflevector(c, d, 2, 6, 3, 7);
+    return __builtin_shufflevector(ab, cd, 0, 1, 4, 5) + __builtin_shufflevector(ab, cd, 2, 3, 6, 7);
+#else
+    const wideep_i_four sums = {a[0] + a[1] + a[2] + a[3], b[0] + b[1] + b[2] + b[3], c[0] + c[1] + c[2] + c[3],
+                                d[0] + d[1] + d[2] + d[3]};
+    return sums;
+#endif
+}
+
+/* What the loads of one layer add up to. */
+struct wideep_i_sums {
+    uint64_t total, max;                     /* over the EP ranks */
+    uint32_t tokens[WIDEEP_MAX_EP_SIZE + 1]; /* by EP rank, UINT32_MAX for what exceeds it; a 0 pairs with an odd one */
+};
+
+/* Fills in tokens[] of the first ranks, by fours, and returns of how many. It does not look at what it adds up: 0 when
+ * a load is negative, or so large that a sum might have run over, and then tokens[] are of no use. Ranks have
+ * `per_rank` loads each, at least four. */
+WIDEEP_API uint32_t wideep_i_sum_fours(const int32_t *load, uint32_t ep_size, uint32_t per_rank, uint32_t *ret)
+{
+    /* A rank's loads are `fours` times four, and then its last four as far as they are not among those. */
+    const size_t next = per_rank, fours = (next - 1) / 4, last = next - 4, left = next - 4 * fours;
+    const wideep_i_four rest = {left > 3 ? UINT32_MAX : 0, left > 2 ? UINT32_MAX : 0, left > 1 ? UINT32_MAX : 0,
+                                UINT32_MAX};
+    wideep_i_four any = {0, 0, 0, 0};
+    uint32_t rank = 0;
+    for (; rank + 4 <= ep_size; rank += 4, load += 4 * next) {
+        const int32_t *at = load;
+        wideep_i_four a = wideep_i_four_load(load + last), b = wideep_i_four_load(load + next + last);
+        wideep_i_four c = wideep_i_four_load(load + 2 * next + last), d = wideep_i_four_load(load + 3 * next + last);
+        any |= a | b | c | d;
+        a &= rest;
+        b &= rest;
+        c &= rest;
+        d &= rest;
+        for (size_t i = 0; i < fours; i++, at += 4) {
+            const wideep_i_four e = wideep_i_four_load(at), f = wideep_i_four_load(at + next);
+            const wideep_i_four g = wideep_i_four_load(at + 2 * next), h = wideep_i_four_load(at + 3 * next);
+            any |= e | f | g | h;
+            a += e;
+            b += f;
+            c += g;
+            d += h;
+        }
+        const wideep_i_four sums = wideep_i_four_sums(a, b, c, d);
+        memcpy(ret + rank, &sums, sizeof sums);
+    }
+    /* No load exceeds the bits of all of them, and a negative one has the highest: it passes for no number of loads. */
+    const uint64_t bits = any[0] | any[1] | any[2] | any[3];
+    return bits * per_rank <= INT32_MAX ? rank : 0;
+}
+
+/* Adds up one layer's loads by EP rank, and adds the sums to its row of the rank tokens. Returns 1 if a load was
+ * negative, which counts as 0. */
+WIDEEP_API int wideep_i_rank_sums(const int32_t *load, uint32_t ep_size, uint32_t per_rank, uint64_t *plane,
+                                  struct wideep_i_sums *ret)
+{
+    const uint32_t done = per_rank >= 4 ? wideep_i_sum_fours(load, ep_size, per_rank, ret->tokens) : 0;
+    uint64_t total = 0, max = 0;
     int32_t any = 0;
-    if (wideep_i_rank_sums_small(load, ep_size, per_rank, ret))
-        return 0;
-    for (uint32_t rank = 0; rank < ep_size; rank++) {
+    for (uint32_t rank = 0; rank < done; rank++) {
+        const uint64_t tokens = ret->tokens[rank];
+        wideep_i_add(plane + rank, tokens);
+        total += tokens;
+        max = tokens > max ? tokens : max;
+    }
+    load += (size_t)done * per_rank;
+    for (uint32_t rank = done; rank < ep_size; rank++) {
         uint64_t tokens = 0;
         for (uint32_t p = 0; p < per_rank; p++, load++) {
             any |= *load;
             tokens += (uint32_t)(*load > 0 ? *load : 0);
         }
-        ret[rank] = tokens;
+        ret->tokens[rank] = tokens > UINT32_MAX ? UINT32_MAX : (uint32_t)tokens;
+        wideep_i_add(plane + rank, tokens);
+        total += tokens;
+        max = tokens > max ? tokens : max;
     }
+    ret->tokens[ep_size] = 0;
+    ret->total = total;
+    ret->max = max;
     return any < 0;
 }
 
-/* Returns 1 if the map entry is neither an expert nor -1. */
-WIDEEP_API int wideep_i_expert_add(uint64_t *experts, uint32_t logical, int32_t expert, uint32_t tokens)
+/* Adds to an expert; a map entry that is neither an expert nor -1 sets `bad`. */
+WIDEEP_API void wideep_i_expert_add(uint64_t *experts, uint32_t logical, uint32_t expert, uint32_t tokens, int *bad)
 {
-    if ((uint32_t)expert >= logical)
-        return expert != -1;
-    wideep_i_add(experts + expert, tokens);
-    return 0;
+    if (__builtin_expect(expert < logical, 1))
+        wideep_i_add(experts + expert, tokens);
+    else if (expert != UINT32_MAX)
+        *bad = 1;
 }
 
 /* Adds one layer's loads, none of them negative, to its experts. Returns 1 if a map entry was bad. Each entry is
- * checked as it is used, not all of them before: the engine's memory might change in between. By fours, as compilers do
- * not unroll such a loop themselves. */
+ * checked as it is used, not all of them before: the engine's memory might change in between. They are read two at a
+ * time, whichever half of a word is which, because loads and stores are what bounds this loop. */
 WIDEEP_API int wideep_i_experts_add(uint64_t *experts, uint32_t logical, const int32_t *map, const int32_t *load,
                                     uint32_t physical)
 {
     int bad = 0;
     for (; physical >= 4; physical -= 4, map += 4, load += 4) {
-        bad |= wideep_i_expert_add(experts, logical, map[0], (uint32_t)load[0]);
-        bad |= wideep_i_expert_add(experts, logical, map[1], (uint32_t)load[1]);
-        bad |= wideep_i_expert_add(experts, logical, map[2], (uint32_t)load[2]);
-        bad |= wideep_i_expert_add(experts, logical, map[3], (uint32_t)load[3]);
+        uint64_t m[2], l[2];
+        memcpy(m, map, sizeof m);
+        memcpy(l, load, sizeof l);
+        wideep_i_expert_add(experts, logical, (uint32_t)m[0], (uint32_t)l[0], &bad);
+        wideep_i_expert_add(experts, logical, (uint32_t)(m[0] >> 32), (uint32_t)(l[0] >> 32), &bad);
+        wideep_i_expert_add(experts, logical, (uint32_t)m[1], (uint32_t)l[1], &bad);
+        wideep_i_expert_add(experts, logical, (uint32_t)(m[1] >> 32), (uint32_t)(l[1] >> 32), &bad);
     }
     for (; physical > 0; physical--, map++, load++)
-        bad |= wideep_i_expert_add(experts, logical, *map, (uint32_t)*load);
+        wideep_i_expert_add(experts, logical, (uint32_t)*map, (uint32_t)*load, &bad);
     return bad;
 }
 
@@ -2007,41 +2130,32 @@ WIDEEP_API int wideep_i_experts_add(uint64_t *experts, uint32_t logical, const i
 WIDEEP_API void wideep_i_experts_add_positive(uint64_t *experts, uint32_t logical, const int32_t *map,
                                               const int32_t *load, uint32_t physical)
 {
+    int bad = 0;
     for (uint32_t p = 0; p < physical; p++)
-        (void)wideep_i_expert_add(experts, logical, map[p], (uint32_t)(load[p] > 0 ? load[p] : 0));
+        wideep_i_expert_add(experts, logical, (uint32_t)map[p], (uint32_t)(load[p] > 0 ? load[p] : 0), &bad);
+    (void)bad;
 }
 
-/* Two 32-bit values in a word, in memory order: the first at the lower address. What does not fit is the largest that
- * does. */
-WIDEEP_API uint64_t wideep_i_pair(uint64_t first, uint64_t second)
+/* Words that will be added to in no order that a processor could foresee. A pass finds them cold, as the engine has
+ * computed since the last one. */
+WIDEEP_API void wideep_i_prefetch(const uint64_t *words, uint32_t count)
 {
-    first = first > UINT32_MAX ? UINT32_MAX : first;
-    second = second > UINT32_MAX ? UINT32_MAX : second;
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-    return first | second << 32;
-#else
-    return first << 32 | second;
-#endif
+    for (uint32_t i = 0; i < count; i += 8)
+        __builtin_prefetch(words + i, 1);
 }
 
-/* Writes one layer's record at position n and adds to its row of the rank tokens. tokens[ep_size] is 0. */
-WIDEEP_API void wideep_i_record_layer(struct wideep_writer *w, const struct wideep_pass *pass, uint64_t now_ns,
-                                      uint32_t layer, uint64_t n, const uint64_t *tokens)
+/* Writes one layer's record. */
+WIDEEP_API void wideep_i_record_layer(uint64_t *slot, uint64_t n, const struct wideep_pass *pass, uint64_t now_ns,
+                                      uint64_t tags, uint32_t ep_size, const struct wideep_i_sums *sums)
 {
-    const uint32_t ep_size = w->identity.ep_size, layers = w->identity.models[pass->model].layers;
-    uint64_t *slot = wideep_i_eplb_slot(w, n), *plane = w->rank_tokens[pass->model] + (size_t)layer * ep_size;
-    uint64_t total = 0, max = 0;
-    for (uint32_t rank = 0; rank < ep_size; rank++) {
-        wideep_i_add(plane + rank, tokens[rank]);
-        total += tokens[rank];
-        max = tokens[rank] > max ? tokens[rank] : max;
-    }
-    uint32_t flags = WIDEEP_PARTIAL | (layer == 0 ? WIDEEP_FIRST : 0) | (layer + 1 == layers ? WIDEEP_LAST : 0);
+    const double total = (double)sums->total, max = (double)sums->max;
     wideep_i_ring_begin(slot, n);
-    wideep_i_eplb_words(slot, pass, now_ns, wideep_i_tags(w, pass, layer, flags), (double)total / ep_size, (double)max,
-                        max ? (double)total / ((double)ep_size * (double)max) : 0);
-    for (uint32_t rank = 0; rank < ep_size; rank += 2)
-        wideep_i_payload(slot, WIDEEP_SLOT_HEADER / 8 + rank / 2, wideep_i_pair(tokens[rank], tokens[rank + 1]));
+    wideep_i_eplb_words(slot, pass, now_ns, tags, total / ep_size, max, sums->max ? total / (ep_size * max) : 0);
+    for (uint32_t rank = 0; rank < ep_size; rank += 2) {
+        uint64_t pair;
+        memcpy(&pair, sums->tokens + rank, sizeof pair);
+        wideep_i_payload(slot, WIDEEP_SLOT_HEADER / 8 + rank / 2, pair);
+    }
     wideep_i_ring_end(slot, n);
 }
 
@@ -2056,8 +2170,8 @@ WIDEEP_API void wideep_i_record_layer(struct wideep_writer *w, const struct wide
  *
  * Writes one PARTIAL record per layer and adds to rank tokens, expert tokens and recorded_passes. A negative load
  * counts as 0, tokens under a map entry out of range are of no logical expert; then -ERANGE, with all the rest
- * recorded. Costs about 0.2 microseconds a layer at 288 physical experts; twice that where a layer holds negative loads
- * or ones of millions of tokens. */
+ * recorded. Costs about 0.15 microseconds a layer at 288 physical experts; twice that where a layer holds negative
+ * loads or ones of millions of tokens. */
 WIDEEP_API int wideep_record_pass(struct wideep_writer *w, const struct wideep_pass *pass, const int32_t *loads,
                                   const int32_t *physical_to_logical)
 {
@@ -2068,15 +2182,19 @@ WIDEEP_API int wideep_record_pass(struct wideep_writer *w, const struct wideep_p
     if (!loads || model->layers == 0)
         return -EINVAL;
     const uint32_t ep_size = w->identity.ep_size, physical = model->physical_experts, logical = model->logical_experts;
-    const uint64_t now_ns = wideep_i_clock_ns(CLOCK_BOOTTIME);
-    uint64_t tokens[WIDEEP_MAX_EP_SIZE + 1];
+    const uint64_t now_ns = wideep_i_clock_ns(CLOCK_BOOTTIME), tags = wideep_i_tags(w, pass, WIDEEP_PARTIAL);
+    uint64_t *slot = wideep_i_eplb_slot(w, w->eplb_head);
+    struct wideep_i_sums sums;
     int bad = 0;
 
-    tokens[ep_size] = 0; /* pairs with an odd rank */
-    for (uint32_t layer = 0; layer < model->layers; layer++) {
+    for (uint32_t layer = 0; layer < model->layers; layer++, slot = wideep_i_eplb_next(w, slot)) {
         const size_t at = (size_t)layer * physical;
-        const int negative = wideep_i_rank_sums(loads + at, ep_size, physical / ep_size, tokens);
-        wideep_i_record_layer(w, pass, now_ns, layer, w->eplb_head + layer, tokens);
+        if (physical_to_logical && layer + 1 < model->layers)
+            wideep_i_prefetch(w->expert_tokens[pass->model] + (size_t)(layer + 1) * logical, logical);
+        const int negative = wideep_i_rank_sums(loads + at, ep_size, physical / ep_size,
+                                                w->rank_tokens[pass->model] + (size_t)layer * ep_size, &sums);
+        wideep_i_record_layer(slot, w->eplb_head + layer, pass, now_ns,
+                              wideep_i_layer_tags(tags, layer, layer == 0, layer + 1 == model->layers), ep_size, &sums);
         bad |= negative;
         if (!physical_to_logical)
             continue;
@@ -2127,18 +2245,14 @@ WIDEEP_API int wideep_record_eplb(struct wideep_writer *w, const struct wideep_p
             !(layers[i].avg_tokens_per_rank >= 0 && layers[i].max_tokens_per_rank >= layers[i].avg_tokens_per_rank &&
               layers[i].max_tokens_per_rank <= 1e18))
             return -EINVAL;
-    const uint64_t now_ns = wideep_i_clock_ns(CLOCK_BOOTTIME);
-    for (uint32_t i = 0; i < count; i++) {
-        const uint64_t n = w->eplb_head + i;
+    const uint64_t now_ns = wideep_i_clock_ns(CLOCK_BOOTTIME), tags = wideep_i_tags(w, pass, WIDEEP_REDUCED);
+    uint64_t *slot = wideep_i_eplb_slot(w, w->eplb_head);
+    for (uint32_t i = 0; i < count; i++, slot = wideep_i_eplb_next(w, slot)) {
         const double avg = layers[i].avg_tokens_per_rank, max = layers[i].max_tokens_per_rank;
-        uint64_t *slot = wideep_i_eplb_slot(w, n);
-        uint32_t flags = WIDEEP_REDUCED | (i == 0 ? WIDEEP_FIRST : 0) | (i + 1 == count ? WIDEEP_LAST : 0);
-        wideep_i_ring_begin(slot, n);
-        wideep_i_eplb_words(slot, pass, now_ns, wideep_i_tags(w, pass, layers[i].layer, flags), avg, max,
-                            max > 0 ? avg / max : 0);
-        for (uint32_t rank = 0; rank < w->identity.ep_size; rank += 2)
-            wideep_i_payload(slot, WIDEEP_SLOT_HEADER / 8 + rank / 2, 0);
-        wideep_i_ring_end(slot, n);
+        wideep_i_ring_begin(slot, w->eplb_head + i);
+        wideep_i_eplb_words(slot, pass, now_ns, wideep_i_layer_tags(tags, layers[i].layer, i == 0, i + 1 == count), avg,
+                            max, max > 0 ? avg / max : 0);
+        wideep_i_ring_end(slot, w->eplb_head + i);
     }
     w->eplb_head += count;
     wideep_i_pass_live(w, pass, now_ns, WIDEEP_RECORDING_YES);

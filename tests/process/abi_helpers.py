@@ -156,7 +156,9 @@ class Segment:
                 "n": n, "pass": number, "time_ns": time_ns, "model": tags & 255, "flags": tags >> 8 & 255,
                 "layer": tags >> 16 & 65535, "step": tags >> 32, "avg": avg, "max": maximum,
                 "balancedness": balancedness, "duration_ns": duration_ns,
-                "rank_tokens": list(struct.unpack_from(f"={self.identity['ep_size']}I", slot, 64)),
+                # Those of a REDUCED record mean nothing.
+                "rank_tokens": [0] * self.identity["ep_size"] if tags >> 8 & 1
+                else list(struct.unpack_from(f"={self.identity['ep_size']}I", slot, 64)),
             })
         return records
 

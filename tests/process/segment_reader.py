@@ -82,7 +82,9 @@ class Segment:
             yield {
                 "pass": number, "model": tags & 255, "flags": tags >> 8 & 255, "layer": tags >> 16 & 0xFFFF,
                 "step": tags >> 32, "time": when, "avg": avg, "max": top, "duration": self.word(at + 56),
-                "tokens": struct.unpack_from(f"<{self.ep_size}I", self.data, at + 64),
+                # Those of a REDUCED record mean nothing.
+                "tokens": struct.unpack_from(f"<{self.ep_size}I", self.data, at + 64)
+                if tags >> 8 & PARTIAL else (0,) * self.ep_size,
             }
 
 

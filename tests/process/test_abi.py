@@ -167,6 +167,30 @@ def test_header_compiles_without_a_warning(tmp_path, compiler, standard, optimis
         tmp_path / "unit.o")
 
 
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="knows the instructions of x86-64 alone")
+@pytest.mark.parametrize("optimise", ["-O2", "-O3"])
+@pytest.mark.parametrize("compiler", C_COMPILERS + CXX_COMPILERS)
+def test_loads_are_added_up_by_vectors(tmp_path, compiler, optimise):
+    have(compiler), have("objdump")
+    source = tmp_path / ("unit.cc" if "+" in compiler else "unit.c")
+    source.write_text(C_UNIT.replace("NAME", "unit"))
+    run(compiler, optimise, f"-I{HEADER.parent}", "-c", source, "-o", tmp_path / "unit.o")
+    text = run("objdump", "-d", "--no-show-raw-insn", tmp_path / "unit.o")
+    code = [(int(at, 16), name, operands) for at, name, operands in
+            re.findall(r"^ +([0-9a-f]+):\t(\w+) *([^\n]*)$", text, re.M)]
+    # Innermost loops: jumps backwards over no other.
+    loops = []
+    for i, (at, name, operands) in enumerate(code):
+        target = re.match(r"([0-9a-f]+) <", operands)
+        if name[0] == "j" and target and int(target[1], 16) < at:
+            body = [line for line in code[:i] if line[0] >= int(target[1], 16)]
+            if not any(line[1][0] == "j" for line in body):
+                loops.append([line[1] for line in body])
+    assert any(sum(name in ("paddd", "vpaddd") for name in loop) >= 4 for loop in loops)
+    # Each token count is stored by the instruction that adds to it.
+    assert len(re.findall(r"\tadd +%r\w+,[-0x0-9a-f]*\(%r\w+,%r\w+,8\)$", text, re.M)) >= 4
+
+
 @pytest.mark.parametrize("compiler", C_COMPILERS + CXX_COMPILERS)
 def test_two_units_link(tmp_path, compiler):
     have(compiler)

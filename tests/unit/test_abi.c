@@ -343,7 +343,7 @@ END_TEST
 /* Against the plainest arithmetic, for ranks of any width and loads of any size. */
 START_TEST(loads_of_any_shape)
 {
-    enum { RANKS = 3, LAYERS = 2, LOGICAL = 5, WIDEST = 11 };
+    enum { RANKS = 7, LAYERS = 2, LOGICAL = 5, WIDEST = 13 };
     uint64_t state = 88172645463325252ull;
     for (uint32_t per_rank = 1; per_rank <= WIDEST; per_rank++) {
         struct wideep_writer *w = NULL;
@@ -354,10 +354,13 @@ START_TEST(loads_of_any_shape)
                                        .models = {{"m", LAYERS, LOGICAL, RANKS * per_rank}}};
         uint64_t ranks[LAYERS * RANKS] = {0}, experts[LAYERS * LOGICAL] = {0};
         int32_t loads[LAYERS * RANKS * WIDEST], map[LAYERS * RANKS * WIDEST];
+        struct wideep_view view;
         ck_assert_int_eq(wideep_create(&w, &config), 0);
         if (!w)
             abort();
+        ck_assert_int_eq(wideep_view_init(&view, w->base, w->size), WIDEEP_OK);
         for (uint32_t k = 0; k < 400; k++) {
+            uint64_t routed[LAYERS * RANKS] = {0};
             int bad = 0;
             for (uint32_t i = 0; i < LAYERS * RANKS * per_rank; i++) {
                 state ^= state << 13;
@@ -376,6 +379,7 @@ START_TEST(loads_of_any_shape)
                 uint64_t counted = loads[i] > 0 ? (uint64_t)loads[i] : 0;
                 bad |= loads[i] < 0 || map[i] >= LOGICAL;
                 ranks[layer * RANKS + rank] += counted;
+                routed[layer * RANKS + rank] += counted;
                 if (map[i] >= 0 && map[i] < LOGICAL)
                     experts[layer * LOGICAL + (uint32_t)map[i]] += counted;
             }
@@ -383,6 +387,20 @@ START_TEST(loads_of_any_shape)
             ck_assert_int_eq(wideep_record_pass(w, &pass, loads, map), bad ? -ERANGE : 0);
             ck_assert_int_eq(memcmp(ranks, w->rank_tokens[0], sizeof ranks), 0);
             ck_assert_int_eq(memcmp(experts, w->expert_tokens[0], sizeof experts), 0);
+            for (uint32_t layer = 0; layer < LAYERS; layer++) {
+                struct wideep_eplb_record r;
+                uint32_t tokens[RANKS];
+                uint64_t total = 0, max = 0;
+                ck_assert_int_eq(wideep_eplb_read(&view, w->eplb_head - LAYERS + layer, &r, tokens), WIDEEP_READ_OK);
+                for (uint32_t rank = 0; rank < RANKS; rank++) {
+                    const uint64_t n = routed[layer * RANKS + rank];
+                    ck_assert_uint_eq(tokens[rank], n > UINT32_MAX ? UINT32_MAX : n);
+                    total += n;
+                    max = n > max ? n : max;
+                }
+                ck_assert_double_eq(r.avg_tokens_per_rank, (double)total / RANKS);
+                ck_assert_double_eq(r.max_tokens_per_rank, (double)max);
+            }
         }
         wideep_close(&w);
     }
@@ -411,6 +429,31 @@ START_TEST(reduced_records)
     ck_assert_uint_eq(w->totals->models[0].recorded_passes, 0);
     ck_assert_uint_eq(sum(w->rank_tokens[0], 6), 0);
     ck_assert_uint_eq(w->live->models[0].passes, 8);
+    wideep_close(&w);
+}
+END_TEST
+
+/* A reduced record leaves the tokens in its slot as they were; no reader takes them for its own. */
+START_TEST(reduced_records_have_no_tokens)
+{
+    struct wideep_writer *w = writer_new();
+    struct wideep_view view;
+    struct wideep_eplb_record r;
+    struct wideep_eplb_layer layer = {.layer = 0, .avg_tokens_per_rank = 1, .max_tokens_per_rank = 1};
+    int32_t loads[18];
+    uint32_t tokens[2] = {9, 9};
+    struct wideep_pass pass = {.pass = 0};
+    for (int i = 0; i < 18; i++)
+        loads[i] = 7;
+    for (; w->eplb_head < w->eplb_count; pass.pass++)
+        ck_assert_int_eq(wideep_record_pass(w, &pass, loads, NULL), 0);
+    uint64_t n = w->eplb_head;
+    ck_assert_int_eq(wideep_record_eplb(w, &pass, &layer, 1), 0);
+    ck_assert_int_eq(wideep_view_init(&view, w->base, w->size), WIDEEP_OK);
+    ck_assert_int_eq(wideep_eplb_read(&view, n - 1, &r, tokens), WIDEEP_READ_OK);
+    ck_assert(tokens[0] == 21 && tokens[1] == 21);
+    ck_assert_int_eq(wideep_eplb_read(&view, n, &r, tokens), WIDEEP_READ_OK);
+    ck_assert(tokens[0] == 0 && tokens[1] == 0);
     wideep_close(&w);
 }
 END_TEST
@@ -715,6 +758,7 @@ int main(void)
     tcase_add_test(abi, loads_of_the_last_slot_count_once);
     tcase_add_test(abi, loads_of_any_shape);
     tcase_add_test(abi, reduced_records);
+    tcase_add_test(abi, reduced_records_have_no_tokens);
     tcase_add_test(abi, dbo_totals);
     tcase_add_test(abi, rearrangements);
     tcase_add_test(abi, view_init_refuses);

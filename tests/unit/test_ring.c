@@ -77,7 +77,7 @@ static void forge(uint64_t n, uint64_t pass, uint32_t layer, uint32_t flags)
     const struct wideep_pass it = {.pass = pass, .step = WIDEEP_STEP_UNKNOWN};
     uint64_t *slot = wideep_i_eplb_slot(writer, n);
     wideep_i_ring_begin(slot, n);
-    wideep_i_eplb_words(slot, &it, 1, wideep_i_tags(writer, &it, layer, flags), 1, 1, 1);
+    wideep_i_eplb_words(slot, &it, 1, wideep_i_layer_tags(wideep_i_tags(writer, &it, flags), layer, 0, 0), 1, 1, 1);
     for (uint32_t k = 0; k < EP_SIZE / 2; k++)
         wideep_i_payload(slot, 8 + k, UINT64_MAX);
     wideep_i_ring_end(slot, n);
