@@ -110,8 +110,8 @@ void group_count_member(struct member *member, bool counted, bool whole);
 /* A pass read from a member's ring. Returns false when it came too late. */
 bool group_supply(struct member *member, const struct ring_pass *pass);
 
-/* Emits what the join can decide; returns how many passes it closed. `force` as join_emit's blocked. */
-uint32_t group_emit(struct group *group, bool force);
+/* As join_emit(). */
+uint32_t group_emit(struct group *group, enum join_emission emission);
 
 /* Ends a collection: sums the window, lets go of departed members. */
 void group_settle(struct group *group);

@@ -44,6 +44,7 @@
 
 #define JOIN_OPEN_MAX 256
 #define JOIN_OPEN_MIN 2 /* whatever the memory */
+#define JOIN_DEPTH    4 /* open at first in a collection; JOIN_OPEN_MAX is a power of four times it */
 #define JOIN_LATE_NS  1000000000u
 #define JOIN_GAPS     4
 
@@ -93,7 +94,13 @@ struct join_memory {
 int join_new(struct join **ret, uint32_t layers, uint32_t ep_size, struct join_memory *memory);
 void join_free(struct join *join);
 
-/* May `pass` be supplied, or are JOIN_OPEN_MAX open, or as many as the memory allows? */
+/* Before rings are drained: few passes may be open, so that they stay in the cache while all ranks add to them. */
+void join_begin(struct join *join);
+
+/* Lets more passes be open. False when JOIN_OPEN_MAX are allowed already. */
+bool join_deepen(struct join *join);
+
+/* May `pass` be supplied, or are as many open as the depth or the memory allows? */
 bool join_ready(const struct join *join, uint64_t pass);
 
 /* Adds a member's pass. Returns false when it was too late: the pass is closed and was not whole without it, or the
@@ -101,9 +108,14 @@ bool join_ready(const struct join *join, uint64_t pass);
 bool join_supply(struct join *join, struct join_member *const *members, uint32_t count, struct join_member *member,
                  const struct ring_pass *pass);
 
-/* Emits what can be decided. `blocked`: a ring could not be drained because join_ready() refused, so the oldest open
- * pass has to go. Returns how many passes it closed. */
-uint32_t join_emit(struct join *join, struct join_member *const *members, uint32_t count, bool blocked,
+enum join_emission {
+    JOIN_EMIT_WHOLE,  /* passes that all members supplied: right at any time, whatever else is in the rings */
+    JOIN_EMIT,        /* what can be decided: all rings are drained, or as far as join_ready() allowed */
+    JOIN_EMIT_FORCED, /* and the oldest open pass whatever is known of it, as it holds up the rings */
+};
+
+/* Returns how many passes it closed. */
+uint32_t join_emit(struct join *join, struct join_member *const *members, uint32_t count, enum join_emission emission,
                    const struct join_sink *sink);
 
 /* Number of passes waiting; `ret_oldest_ns` (may be NULL) gets the time of the lowest. */

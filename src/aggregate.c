@@ -124,31 +124,56 @@ static bool drain_segment(struct aggregate *aggregate, struct segment *segment)
     return segment->refused != 0 || ring_drain_eplb(aggregate->drain, segment, &sink, &aggregate->counts);
 }
 
-/* Rings in turns, emission after each turn, until all are empty. A join that is full lets its oldest pass go only when
- * a whole turn closed nothing. */
+/* One turn: every ring as far as its joins are ready. Returns true when all are drained up to their marks. */
+static bool drain_turn(struct aggregate *aggregate)
+{
+    bool drained = true;
+
+    for (struct group *group = aggregate->groups; group; group = group->next)
+        group->blocked = false;
+    for (uint32_t i = 0; i < aggregate->set->retired_count; i++)
+        drained = drain_segment(aggregate, aggregate->set->retired[i]) && drained;
+    for (uint32_t i = 0; i < aggregate->set->count; i++)
+        drained = drain_segment(aggregate, aggregate->set->segments[i]) && drained;
+    return drained;
+}
+
+static uint32_t emit_all(struct aggregate *aggregate, enum join_emission emission)
+{
+    uint32_t closed = 0;
+
+    for (struct group *group = aggregate->groups; group; group = group->next)
+        if (emission != JOIN_EMIT_FORCED || group->blocked)
+            closed += group_emit(group, emission);
+    return closed;
+}
+
+static bool deepen_blocked(struct aggregate *aggregate)
+{
+    bool deeper = false;
+
+    for (struct group *group = aggregate->groups; group; group = group->next)
+        if (group->blocked)
+            deeper = join_deepen(group->join) || deeper;
+    return deeper;
+}
+
+/* Rings in turns, so that the ranks' records of one pass are added up soon after each other. While rings are not empty,
+ * only what nothing in them can change is emitted. A join that is full lets its oldest pass go only when it can become
+ * no deeper and a whole turn closed nothing. */
 static void drain_all(struct aggregate *aggregate)
 {
-    bool blocked = true;
-
     for (uint32_t i = 0; i < aggregate->set->count; i++)
         ring_mark(aggregate->set->segments[i]);
     for (uint32_t i = 0; i < aggregate->set->retired_count; i++)
         ring_mark(aggregate->set->retired[i]);
-    while (blocked) {
-        uint32_t closed = 0;
-        blocked = false;
-        for (struct group *group = aggregate->groups; group; group = group->next)
-            group->blocked = false;
-        for (uint32_t i = 0; i < aggregate->set->retired_count; i++)
-            blocked = !drain_segment(aggregate, aggregate->set->retired[i]) || blocked;
-        for (uint32_t i = 0; i < aggregate->set->count; i++)
-            blocked = !drain_segment(aggregate, aggregate->set->segments[i]) || blocked;
-        for (struct group *group = aggregate->groups; group; group = group->next)
-            closed += group_emit(group, false);
-        for (struct group *group = aggregate->groups; blocked && closed == 0 && group; group = group->next)
-            if (group->blocked)
-                (void)group_emit(group, true);
-    }
+    for (struct group *group = aggregate->groups; group; group = group->next)
+        join_begin(group->join);
+    while (!drain_turn(aggregate))
+        if (emit_all(aggregate, JOIN_EMIT_WHOLE) == 0 && !deepen_blocked(aggregate) &&
+            emit_all(aggregate, JOIN_EMIT) == 0)
+            (void)emit_all(aggregate, JOIN_EMIT_FORCED);
+    (void)emit_all(aggregate, JOIN_EMIT);
     for (uint32_t i = 0; i < aggregate->set->retired_count; i++)
         if (aggregate->set->retired[i]->refused == 0)
             ring_drain_dbo(aggregate->set->retired[i], &aggregate->counts);

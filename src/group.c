@@ -268,11 +268,11 @@ static void on_incomplete(void *context, enum join_cause cause, uint64_t passes)
     group->incomplete[cause] += passes;
 }
 
-uint32_t group_emit(struct group *group, bool force)
+uint32_t group_emit(struct group *group, enum join_emission emission)
 {
     const struct join_sink sink = {on_complete, on_incomplete, group};
 
-    return join_emit(group->join, group->join_members, group->joining, force, &sink);
+    return join_emit(group->join, group->join_members, group->joining, emission, &sink);
 }
 
 void group_settle(struct group *group)

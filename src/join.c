@@ -22,6 +22,7 @@ struct join {
     struct join_memory *memory;
     size_t pass_size; /* bytes of an open pass with its arrays */
     uint32_t open_count, pool_count;
+    uint32_t depth;                        /* most passes that may be open now */
     struct open_pass *open[JOIN_OPEN_MAX]; /* ascending */
     struct open_pass *pool[POOL_MAX];
     uint64_t closed;     /* passes below it are closed */
@@ -68,6 +69,7 @@ int join_new(struct join **ret, uint32_t layers, uint32_t ep_size, struct join_m
     join->layers = layers;
     join->ep_size = ep_size;
     join->memory = memory;
+    join->depth = JOIN_OPEN_MAX;
     join->pass_size = sizeof(struct open_pass) +
                       layers * (sizeof(uint32_t) + 2 * sizeof(double) + (size_t)ep_size * sizeof(uint64_t));
     join->figures = calloc(layers, sizeof *join->figures);
@@ -122,9 +124,24 @@ static bool is_open(const struct join *join, uint64_t pass)
 /* Room for one more open pass? */
 static bool has_room(const struct join *join)
 {
+    if (join->open_count >= join->depth)
+        return false;
     if (join->open_count < JOIN_OPEN_MIN || join->pool_count > 0)
         return join->open_count < JOIN_OPEN_MAX;
     return join->open_count < JOIN_OPEN_MAX && join->memory->used + join->pass_size <= join->memory->limit;
+}
+
+void join_begin(struct join *join)
+{
+    join->depth = JOIN_DEPTH;
+}
+
+bool join_deepen(struct join *join)
+{
+    if (join->depth >= JOIN_OPEN_MAX)
+        return false;
+    join->depth *= 4;
+    return true;
 }
 
 bool join_ready(const struct join *join, uint64_t pass)
@@ -214,14 +231,29 @@ static bool all_are_behind(const struct join *join, struct join_member *const *m
     return member->behind;
 }
 
+/* Vectors, because compilers vectorise a loop of unknown length only when asked for more than -O2. */
+typedef uint32_t narrow_four __attribute__((vector_size(4 * sizeof(uint32_t))));
+typedef uint64_t wide_four __attribute__((vector_size(4 * sizeof(uint64_t))));
+
+static void add_tokens(uint64_t *sums, const uint32_t *tokens, uint32_t count)
+{
+    for (; count >= 4; count -= 4, sums += 4, tokens += 4) {
+        narrow_four narrow;
+        wide_four wide;
+        memcpy(&narrow, tokens, sizeof narrow);
+        memcpy(&wide, sums, sizeof wide);
+        wide += __builtin_convertvector(narrow, wide_four);
+        memcpy(sums, &wide, sizeof wide);
+    }
+    for (uint32_t i = 0; i < count; i++)
+        sums[i] += tokens[i];
+}
+
 static void add_partial(const struct join *join, struct open_pass *open, const struct ring_pass *pass)
 {
-    for (uint32_t i = 0; i < pass->records; i++) {
-        uint64_t *sums = open->sums + (size_t)pass->record[i].layer * join->ep_size;
-        const uint32_t *tokens = pass->rank_tokens + (size_t)i * join->ep_size;
-        for (uint32_t rank = 0; rank < join->ep_size; rank++)
-            sums[rank] += tokens[rank];
-    }
+    for (uint32_t i = 0; i < pass->records; i++)
+        add_tokens(open->sums + (size_t)pass->record[i].layer * join->ep_size,
+                   pass->rank_tokens + (size_t)i * join->ep_size, join->ep_size);
     open->partial = true;
 }
 
@@ -369,7 +401,15 @@ static uint64_t lost_by_all(const struct join *join, struct join_member *const *
     return any ? to - from : 0;
 }
 
-uint32_t join_emit(struct join *join, struct join_member *const *members, uint32_t count, bool blocked,
+static bool all_supplied(const struct open_pass *open, struct join_member *const *members, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++)
+        if (!has_supplied(open, members[i]))
+            return false;
+    return true;
+}
+
+uint32_t join_emit(struct join *join, struct join_member *const *members, uint32_t count, enum join_emission emission,
                    const struct join_sink *sink)
 {
     uint32_t closed = 0;
@@ -377,7 +417,9 @@ uint32_t join_emit(struct join *join, struct join_member *const *members, uint32
     while (join->open_count > 0) {
         struct open_pass *open = join->open[0];
         enum join_cause cause = JOIN_LATE;
-        enum verdict verdict = decide(join, open, members, count, blocked && closed == 0, &cause);
+        if (emission == JOIN_EMIT_WHOLE && !all_supplied(open, members, count))
+            break;
+        enum verdict verdict = decide(join, open, members, count, emission == JOIN_EMIT_FORCED && closed == 0, &cause);
         if (verdict == WAIT)
             break;
         uint64_t lost = lost_by_all(join, members, count);

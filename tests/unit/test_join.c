@@ -164,7 +164,7 @@ static bool supply_reduced(uint32_t rank, uint64_t pass, uint32_t layer, uint32_
 
 static uint32_t emit(void)
 {
-    return join_emit(join, members, member_count, false, &sink);
+    return join_emit(join, members, member_count, JOIN_EMIT, &sink);
 }
 
 static unsigned incomplete(void)
@@ -467,7 +467,7 @@ START_TEST(memory_bounds_open_passes)
     ck_assert_uint_ge(pass, JOIN_OPEN_MIN);
     ck_assert_uint_lt(pass, JOIN_OPEN_MAX);
     ck_assert_uint_le(memory.used, memory.limit);
-    ck_assert_uint_eq(join_emit(join, members, member_count, true, &sink), 1);
+    ck_assert_uint_eq(join_emit(join, members, member_count, JOIN_EMIT_FORCED, &sink), 1);
     ck_assert(join_ready(join, pass));
     /* Another join of the process finds nothing left, but what it needs to go on. */
     struct join *other;
@@ -534,7 +534,7 @@ START_TEST(full_of_open_passes)
     ck_assert(join_ready(join, JOIN_OPEN_MAX)); /* open already */
     ck_assert(join_ready(join, 0));             /* closed: costs nothing */
     ck_assert_uint_eq(emit(), 0);               /* less than a second: waits if it may */
-    ck_assert_uint_eq(join_emit(join, members, member_count, true, &sink), 1);
+    ck_assert_uint_eq(join_emit(join, members, member_count, JOIN_EMIT_FORCED, &sink), 1);
     ck_assert_uint_eq(tally.incomplete[JOIN_LATE], 1);
     ck_assert(join_ready(join, JOIN_OPEN_MAX + 1));
     ck_assert(!supply(1, 1));
@@ -546,11 +546,44 @@ START_TEST(full_of_open_passes)
 }
 END_TEST
 
+/* Few passes are open at first. What one rank has not supplied yet is not emitted, whatever it may turn out to be. */
+START_TEST(deeper_when_asked)
+{
+    uint64_t pass = 0;
+    begin(2);
+    join_begin(join);
+    while (join_ready(join, pass))
+        ck_assert(supply(0, pass++));
+    ck_assert_uint_eq(pass, JOIN_DEPTH);
+    ck_assert(supply(1, 0));
+    ck_assert(supply(1, 2));
+    ck_assert_uint_eq(join_emit(join, members, member_count, JOIN_EMIT_WHOLE, &sink), 1);
+    ck_assert_uint_eq(join_emit(join, members, member_count, JOIN_EMIT_WHOLE, &sink), 0);
+    ck_assert_uint_eq(join_open(join, NULL), JOIN_DEPTH - 1);
+    ck_assert(join_ready(join, pass));
+    ck_assert(supply(0, pass++));
+    ck_assert(!join_ready(join, pass));
+    ck_assert(join_deepen(join));
+    ck_assert(join_ready(join, pass));
+    while (join_deepen(join))
+        ;
+    for (; join_ready(join, pass); pass++)
+        ck_assert(supply_at(0, pass, time_of(JOIN_DEPTH)));
+    ck_assert_uint_eq(join_open(join, NULL), JOIN_OPEN_MAX);
+    ck_assert_uint_eq(emit(), 2); /* 1 was skipped, 2 is whole */
+    ck_assert_uint_eq(tally.incomplete[JOIN_SKIPPED], 1);
+    ck_assert_uint_eq(tally.complete, 2);
+    join_begin(join);
+    ck_assert(!join_ready(join, pass));
+    finish();
+}
+END_TEST
+
 START_TEST(idle_emits_nothing)
 {
     begin(2);
     ck_assert_uint_eq(emit(), 0);
-    ck_assert_uint_eq(join_emit(join, members, member_count, true, &sink), 0);
+    ck_assert_uint_eq(join_emit(join, members, member_count, JOIN_EMIT_FORCED, &sink), 0);
     ck_assert(supply(0, 0));
     ck_assert(supply(1, 0));
     ck_assert_uint_eq(emit(), 1);
@@ -782,10 +815,11 @@ static void supply_listed(uint32_t rank, uint64_t pass)
         ck_assert(supply(rank, pass));
 }
 
-static void drain_at_random(uint64_t seed)
+/* `early`: emits whole passes in between. */
+static void drain_at_random(uint64_t seed, bool early)
 {
     uint64_t next[MEMBERS] = {0};
-    uint32_t left = MEMBERS;
+    uint32_t left = MEMBERS, emitted = 0;
 
     random_state = seed;
     begin(MEMBERS);
@@ -798,16 +832,20 @@ static void drain_at_random(uint64_t seed)
                 supply_listed(rank, next[rank]);
             left -= ++next[rank] == PASSES;
         }
+        /* What rank 3 came too late for is decided when all have supplied it, or have not. */
+        if (early && next[0] > 3 && next[1] > 3 && next[2] > 3 && next[3] > 3)
+            emitted += join_emit(join, members, member_count, emitted == 0 ? JOIN_EMIT : JOIN_EMIT_WHOLE, &sink);
     }
     kill_member(3, time_of(37));
-    ck_assert_uint_eq(emit(), PASSES);
+    ck_assert(early == (emitted > 0));
+    ck_assert_uint_eq(emitted + emit(), PASSES);
     ck_assert_uint_eq(join_open(join, NULL), 0);
     finish();
 }
 
 START_TEST(order_of_draining)
 {
-    drain_at_random(1);
+    drain_at_random(1, false);
     const struct tally first = tally;
     /* 0, 1, 2 discarded; 7 skipped; 11, 12, 13 lost; 36, 37 dead. */
     ck_assert_uint_eq(first.complete, PASSES - 9);
@@ -818,7 +856,7 @@ START_TEST(order_of_draining)
     ck_assert_double_eq(first.reduced_max[1], 7 * 20);
     ck_assert(!first.disordered);
     for (uint64_t seed = 2; seed <= 51; seed++) {
-        drain_at_random(seed);
+        drain_at_random(seed, seed % 2 == 0);
         ck_assert_uint_eq(tally.complete, first.complete);
         ck_assert_uint_eq(tally.time_ns, first.time_ns);
         ck_assert(!tally.disordered);
@@ -856,6 +894,7 @@ int main(void)
                                   memory_bounds_open_passes,
                                   lost_before_it_died,
                                   full_of_open_passes,
+                                  deeper_when_asked,
                                   idle_emits_nothing,
                                   unrecorded_alike_on_all,
                                   backwards_is_too_late,
