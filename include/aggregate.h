@@ -93,6 +93,13 @@ int aggregate_collect(struct aggregate *aggregate, bool experts_wanted, uint64_t
 /* Serves per-expert loads of these layers alone from the next collection on; at first it is all of them. */
 void aggregate_select_layers(struct aggregate *aggregate, const struct layer_set *layers);
 
+/* The least ring_left_ns() of the segments that are served: when rings have to be drained at the latest. */
+uint64_t aggregate_left_ns(struct aggregate *aggregate, uint64_t now_ns);
+
+/* Drains the rings between two collections, where one has to come sooner than the other. What it reads shows with the
+ * next collection. `now_ns` as of aggregate_collect(). */
+void aggregate_drain(struct aggregate *aggregate, uint64_t now_ns);
+
 /* Is a rearrangement under way on any live rank of the engine? Outputs may be NULL: whether one blocks, and since when
  * (CLOCK_BOOTTIME, 0: none). */
 bool engine_rebalancing(const struct engine *engine, const char *model, bool *ret_blocked, uint64_t *ret_since_ns);

@@ -82,6 +82,8 @@ struct group {
 
     uint64_t *base;        /* [layers][ep_size], NULL: 0 */
     double *expert_tokens; /* [layers][experts] tokens per pass, NULL while not wanted or not known yet */
+    double *expert_spare;  /* as much, for the next ones; NULL while not wanted */
+    uint64_t *expert_copy; /* [layers][experts]: of a member's plane; NULL while not wanted */
     struct group *next;
 };
 

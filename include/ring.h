@@ -56,6 +56,12 @@ void ring_mark(struct segment *segment);
 bool ring_drain_eplb(struct ring_drain *drain, struct segment *segment, const struct ring_sink *sink,
                      struct ring_counts *counts);
 
+/* For how many nanoseconds from now the segment's rings can be left alone before a record is overwritten unread, at the
+ * pace of late; UINT64_MAX where none is written, or not yet known. Called again and again, it measures the pace from
+ * call to call; a faster one counts at once, a slower one by halves, so that a short pause hides nothing. `now_ns` is
+ * of any clock that does not go backwards. Two loads of shared memory. */
+uint64_t ring_left_ns(struct segment *segment, uint64_t now_ns);
+
 /* Counts what the DBO ring holds: its totals say the rest. */
 void ring_drain_dbo(struct segment *segment, struct ring_counts *counts);
 

@@ -48,6 +48,12 @@ enum segment_reason {
 const char *segment_state_name(enum segment_state state);
 const char *segment_reason_name(unsigned reason);
 
+/* How fast a ring fills. */
+struct segment_pace {
+    uint64_t head, time_ns; /* when it was looked at, 0: never */
+    double records_per_ns;
+};
+
 struct segment {
     uint32_t magic;
     enum segment_state state; /* LIVE, DEAD or CLOSED */
@@ -64,6 +70,7 @@ struct segment {
     char file[128];
     char model[WIDEEP_MAX_MODELS][SEGMENT_MODEL_MAX]; /* names as valid UTF-8; "" where one repeats an earlier one */
     uint64_t eplb_next, eplb_end, dbo_next;           /* ring positions, the ring module's */
+    struct segment_pace eplb_pace, dbo_pace;          /* the ring module's too */
     uint32_t eplb_loss;                               /* bit per model: records were lost since its last pass */
     uint64_t activity;                                /* at the newest scan */
     uint64_t activity_ns;                             /* when it was last seen to advance under a free lock */

@@ -182,6 +182,24 @@ static void drain_all(struct aggregate *aggregate)
             ring_drain_dbo(aggregate->set->segments[i], &aggregate->counts);
 }
 
+void aggregate_drain(struct aggregate *aggregate, uint64_t now_ns)
+{
+    aggregate->now_ns = now_ns;
+    drain_all(aggregate);
+}
+
+uint64_t aggregate_left_ns(struct aggregate *aggregate, uint64_t now_ns)
+{
+    uint64_t least_ns = UINT64_MAX;
+
+    for (uint32_t i = 0; i < aggregate->set->count; i++) {
+        struct segment *segment = aggregate->set->segments[i];
+        uint64_t left_ns = segment->refused == 0 ? ring_left_ns(segment, now_ns) : UINT64_MAX;
+        least_ns = left_ns < least_ns ? left_ns : least_ns;
+    }
+    return least_ns;
+}
+
 static void retire(struct aggregate *aggregate, struct segment *segment)
 {
     const struct segment *successor = segment->successor;

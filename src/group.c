@@ -64,6 +64,8 @@ void group_free(struct group *group)
     free(group->window);
     free(group->base);
     free(group->expert_tokens);
+    free(group->expert_spare);
+    free(group->expert_copy);
     free(group);
 }
 
@@ -324,23 +326,29 @@ static uint64_t copy_expert_plane(const struct member *member, uint64_t *ret, si
     return passes;
 }
 
-/* Adds a checkpoint when the newest is a quarter of the window old, and drops those that the window has left. Takes
- * `tokens` over when it returns true. */
-static bool keep_checkpoint(struct member *member, uint64_t *tokens, uint64_t passes, uint64_t time_ns,
-                            uint64_t window_ns)
+/* Makes the copied plane a checkpoint when the newest is a quarter of the window old. The oldest of GROUP_CHECKPOINTS
+ * gives its buffer for the next copy: by then it is older than the window. */
+static int keep_checkpoint(struct member *member, uint64_t passes, uint64_t time_ns, uint64_t window_ns)
 {
-    while (member->checkpoints > 1 && time_ns - member->checkpoint[0].time_ns > window_ns) {
-        free(member->checkpoint[0].tokens);
+    struct group *group = member->group;
+    uint64_t *spare;
+
+    if (member->checkpoints > 0 &&
+        time_ns - member->checkpoint[member->checkpoints - 1].time_ns < window_ns / (GROUP_CHECKPOINTS - 1))
+        return 0;
+    if (member->checkpoints == GROUP_CHECKPOINTS) {
+        spare = member->checkpoint[0].tokens;
         memmove(member->checkpoint, member->checkpoint + 1, --member->checkpoints * sizeof *member->checkpoint);
+    } else {
+        spare = malloc((size_t)group->layers * group->experts * sizeof *spare);
+        if (!spare)
+            return -ENOMEM;
     }
-    if (member->checkpoints == GROUP_CHECKPOINTS ||
-        (member->checkpoints > 0 &&
-         time_ns - member->checkpoint[member->checkpoints - 1].time_ns < window_ns / (GROUP_CHECKPOINTS - 1)))
-        return false;
-    member->checkpoint[member->checkpoints].tokens = tokens;
+    member->checkpoint[member->checkpoints].tokens = group->expert_copy;
     member->checkpoint[member->checkpoints].passes = passes;
     member->checkpoint[member->checkpoints++].time_ns = time_ns;
-    return true;
+    group->expert_copy = spare;
+    return 0;
 }
 
 static void forget_experts(struct group *group)
@@ -348,7 +356,21 @@ static void forget_experts(struct group *group)
     for (uint32_t i = 0; i < group->member_count; i++)
         drop_checkpoints(group->members[i]);
     free(group->expert_tokens);
-    group->expert_tokens = NULL;
+    free(group->expert_spare);
+    free(group->expert_copy);
+    group->expert_tokens = group->expert_spare = NULL;
+    group->expert_copy = NULL;
+}
+
+static bool reserve_experts(struct group *group)
+{
+    size_t words = (size_t)group->layers * group->experts;
+
+    if (!group->expert_spare)
+        group->expert_spare = malloc(words * sizeof *group->expert_spare);
+    if (!group->expert_copy)
+        group->expert_copy = malloc(words * sizeof *group->expert_copy);
+    return group->expert_spare && group->expert_copy;
 }
 
 int group_experts(struct group *group, bool wanted, uint64_t window_ns)
@@ -360,9 +382,10 @@ int group_experts(struct group *group, bool wanted, uint64_t window_ns)
         forget_experts(group);
         return 0;
     }
-    double *loads = calloc(words, sizeof *loads);
-    uint64_t *tokens = malloc(words * sizeof *tokens);
-    int error = loads && tokens ? 0 : -ENOMEM;
+    int error = reserve_experts(group) ? 0 : -ENOMEM;
+    double *loads = group->expert_spare;
+    for (size_t w = 0; !error && w < words; w++)
+        loads[w] = 0;
     for (uint32_t i = 0; !error && i < group->member_count; i++) {
         struct member *member = group->members[i];
         if (!member->segment || !member->counts || !member->join.live)
@@ -370,33 +393,27 @@ int group_experts(struct group *group, bool wanted, uint64_t window_ns)
         uint64_t time_ns = wideep_load(&member->segment->view.live->models[member->model].recorded_time_ns);
         if (time_ns == 0) /* nothing recorded yet: what is recorded next counts from the start */
             time_ns = member->join.start_ns;
-        uint64_t passes = copy_expert_plane(member, tokens, words);
+        uint64_t passes = copy_expert_plane(member, group->expert_copy, words);
         /* The oldest checkpoint within the window of the newest recorded pass, whenever that was. */
         uint32_t from = 0;
         while (from + 1 < member->checkpoints && time_ns - member->checkpoint[from].time_ns > window_ns)
             from++;
         if (member->checkpoints > 0 && passes > member->checkpoint[from].passes) {
             double per_pass = 1.0 / (double)(passes - member->checkpoint[from].passes);
-            const uint64_t *before = member->checkpoint[from].tokens;
+            const uint64_t *tokens = group->expert_copy, *before = member->checkpoint[from].tokens;
             moved = true;
             for (size_t w = 0; w < words; w++)
                 loads[w] += (double)(tokens[w] - before[w]) * per_pass;
         }
-        if (keep_checkpoint(member, tokens, passes, time_ns, window_ns)) {
-            tokens = malloc(words * sizeof *tokens);
-            error = tokens ? 0 : -ENOMEM;
-        }
+        error = keep_checkpoint(member, passes, time_ns, window_ns);
     }
-    free(tokens);
-    if (error || !moved) {
-        /* No pass was recorded in between: the last figures stand. */
-        free(loads);
+    /* Where no pass was recorded in between, the last figures stand. */
+    if (error || !moved)
         return error;
-    }
     double scale = sample_scale(group);
     for (size_t w = 0; w < words; w++)
         loads[w] *= scale;
-    free(group->expert_tokens);
+    group->expert_spare = group->expert_tokens;
     group->expert_tokens = loads;
     return 0;
 }

@@ -150,6 +150,38 @@ bool ring_drain_eplb(struct ring_drain *drain, struct segment *segment, const st
     return true;
 }
 
+static void pace_update(struct segment_pace *pace, uint64_t head, uint64_t now_ns)
+{
+    if (pace->time_ns == 0 || now_ns > pace->time_ns) {
+        /* A head that went backwards or leapt is no writer's: ring_window() deals with it. */
+        bool sane = pace->time_ns != 0 && head >= pace->head && head - pace->head <= LEAP_MAX;
+        double measured = sane ? (double)(head - pace->head) / (double)(now_ns - pace->time_ns) : 0;
+        pace->records_per_ns = measured > pace->records_per_ns / 2 ? measured : pace->records_per_ns / 2;
+        pace->head = head;
+        pace->time_ns = now_ns;
+    }
+}
+
+static uint64_t left_ns(const struct wideep_ring *ring, struct segment_pace *pace, uint64_t next, uint64_t now_ns)
+{
+    if (!ring->head)
+        return UINT64_MAX;
+    uint64_t head = wideep_ring_head(ring), depth = ring->count - ring->batch;
+    pace_update(pace, head, now_ns);
+    uint64_t unread = head > next ? head - next : 0;
+    double left = unread < depth ? (double)(depth - unread) / pace->records_per_ns : 0;
+    /* A comparison that fails for what no integer holds, and for 0 / 0. */
+    return pace->records_per_ns > 0 && left < 1e18 ? (uint64_t)left : UINT64_MAX;
+}
+
+uint64_t ring_left_ns(struct segment *segment, uint64_t now_ns)
+{
+    uint64_t eplb = left_ns(&segment->view.eplb, &segment->eplb_pace, segment->eplb_next, now_ns);
+    uint64_t dbo = left_ns(&segment->view.dbo, &segment->dbo_pace, segment->dbo_next, now_ns);
+
+    return eplb < dbo ? eplb : dbo;
+}
+
 void ring_drain_dbo(struct segment *segment, struct ring_counts *counts)
 {
     const struct wideep_ring *ring = &segment->view.dbo;
