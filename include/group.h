@@ -80,6 +80,7 @@ struct group {
     struct group_slice_layer *slice;  /* [GROUP_SLICES][layers] */
     struct group_slice_layer *window; /* [layers], Σ over the slices of the window, of the newest group_settle() */
 
+    uint64_t *rank_tokens; /* [layers][ep_size], Σ over the counted members' planes at the newest group_settle() */
     uint64_t *base;        /* [layers][ep_size], NULL: 0 */
     double *expert_tokens; /* [layers][experts] tokens per pass, NULL while not wanted or not known yet */
     double *expert_spare;  /* as much, for the next ones; NULL while not wanted */
@@ -115,10 +116,10 @@ bool group_supply(struct member *member, const struct ring_pass *pass);
 /* As join_emit(). */
 uint32_t group_emit(struct group *group, enum join_emission emission);
 
-/* Ends a collection: sums the window, lets go of departed members. */
+/* Ends a collection: sums the window and the planes, lets go of departed members. */
 void group_settle(struct group *group);
 
-/* Sum over the counted members' planes, from 0 at the last reset. */
+/* Sum over the counted members' planes at the newest group_settle(), from 0 at the last reset. */
 uint64_t group_rank_tokens(const struct group *group, uint32_t layer, uint32_t ep_rank);
 
 /* Renews the per-expert loads, or forgets all about them. Returns 0 or -ENOMEM. */

@@ -822,11 +822,10 @@ WIDEEP_API enum wideep_read wideep_i_slot_find(const struct wideep_ring *ring, u
                                                                                     : WIDEEP_READ_INVALID;
 }
 
-/* Payload words of a slot, each as it was at some moment. */
-WIDEEP_API void wideep_i_slot_copy(const uint64_t *slot, uint64_t *ret_words, uint32_t words)
+/* A payload word of a slot, as it was at some moment. */
+WIDEEP_API uint64_t wideep_i_slot_word(const uint64_t *slot, uint32_t i)
 {
-    for (uint32_t i = 1; i < words; i++)
-        ret_words[i] = __atomic_load_n(slot + i, WIDEEP_PAYLOAD_LOAD);
+    return __atomic_load_n(slot + i, WIDEEP_PAYLOAD_LOAD);
 }
 
 /* Were all words that were copied those of record n? */
@@ -838,19 +837,27 @@ WIDEEP_API enum wideep_read wideep_i_slot_check(const uint64_t *slot, uint64_t n
     return wideep_load(slot) == 2 * n + 2 ? WIDEEP_READ_OK : WIDEEP_READ_TORN;
 }
 
-/* The 32-bit values behind an EPLB slot's header. */
+/* The 32-bit values behind an EPLB slot's header: two, or the first of two, of a word. */
+WIDEEP_API void wideep_i_slot_pair(const uint64_t *word, uint32_t *ret, uint32_t values)
+{
+    const uint64_t pair = wideep_i_slot_word(word, 0);
+    memcpy(ret, &pair, values * sizeof *ret);
+}
+
+/* By eights, as compilers do not unroll such a loop themselves. */
 WIDEEP_API void wideep_i_slot_tokens(const uint64_t *slot, uint32_t *ret, uint32_t ep_size)
 {
-    const uint64_t *words = slot + WIDEEP_SLOT_HEADER / 8;
-    uint64_t word;
-    for (; ep_size >= 2; ep_size -= 2, ret += 2, words++) {
-        word = __atomic_load_n(words, WIDEEP_PAYLOAD_LOAD);
-        memcpy(ret, &word, sizeof word);
+    const uint64_t *word = slot + WIDEEP_SLOT_HEADER / 8;
+    for (; ep_size >= 8; ep_size -= 8, ret += 8, word += 4) {
+        wideep_i_slot_pair(word, ret, 2);
+        wideep_i_slot_pair(word + 1, ret + 2, 2);
+        wideep_i_slot_pair(word + 2, ret + 4, 2);
+        wideep_i_slot_pair(word + 3, ret + 6, 2);
     }
-    if (ep_size > 0) {
-        word = __atomic_load_n(words, WIDEEP_PAYLOAD_LOAD);
-        memcpy(ret, &word, sizeof *ret);
-    }
+    for (; ep_size >= 2; ep_size -= 2, ret += 2, word++)
+        wideep_i_slot_pair(word, ret, 2);
+    if (ep_size > 0)
+        wideep_i_slot_pair(word, ret, 1);
 }
 
 /* Reads record n of the EPLB ring, n < head. `ret_rank_tokens` has room for ep_size values, or is NULL; those of a
@@ -859,30 +866,28 @@ WIDEEP_API void wideep_i_slot_tokens(const uint64_t *slot, uint32_t *ret, uint32
 WIDEEP_API enum wideep_read wideep_eplb_read(const struct wideep_view *view, uint64_t n, struct wideep_eplb_record *ret,
                                              uint32_t *ret_rank_tokens)
 {
-    uint64_t words[WIDEEP_SLOT_HEADER / 8];
     const uint64_t *slot;
     enum wideep_read result = wideep_i_slot_find(&view->eplb, n, &slot);
     if (result != WIDEEP_READ_OK)
         return result;
-    wideep_i_slot_copy(slot, words, WIDEEP_SLOT_HEADER / 8);
-    const int partial = (words[3] >> 8 & WIDEEP_PARTIAL) != 0;
-    if (ret_rank_tokens && partial)
+    const uint64_t tags = wideep_i_slot_word(slot, 3);
+    ret->pass = wideep_i_slot_word(slot, 1);
+    ret->time_ns = wideep_i_slot_word(slot, 2);
+    ret->model = (uint32_t)(tags & 0xff);
+    ret->flags = (uint32_t)(tags >> 8 & 0xff);
+    ret->layer = (uint32_t)(tags >> 16 & 0xffff);
+    ret->step = (uint32_t)(tags >> 32);
+    ret->avg_tokens_per_rank = wideep_i_bits_double(wideep_i_slot_word(slot, 4));
+    ret->max_tokens_per_rank = wideep_i_bits_double(wideep_i_slot_word(slot, 5));
+    ret->balancedness = wideep_i_bits_double(wideep_i_slot_word(slot, 6));
+    ret->rearrangement_duration_ns = wideep_i_slot_word(slot, 7);
+    if (ret_rank_tokens && (ret->flags & WIDEEP_PARTIAL))
         wideep_i_slot_tokens(slot, ret_rank_tokens, view->identity.ep_size);
     else if (ret_rank_tokens)
         memset(ret_rank_tokens, 0, 4ull * view->identity.ep_size);
     result = wideep_i_slot_check(slot, n);
     if (result != WIDEEP_READ_OK)
         return result;
-    ret->pass = words[1];
-    ret->time_ns = words[2];
-    ret->model = (uint32_t)(words[3] & 0xff);
-    ret->flags = (uint32_t)(words[3] >> 8 & 0xff);
-    ret->layer = (uint32_t)(words[3] >> 16 & 0xffff);
-    ret->step = (uint32_t)(words[3] >> 32);
-    ret->avg_tokens_per_rank = wideep_i_bits_double(words[4]);
-    ret->max_tokens_per_rank = wideep_i_bits_double(words[5]);
-    ret->balancedness = wideep_i_bits_double(words[6]);
-    ret->rearrangement_duration_ns = words[7];
     /* Comparisons that hold, so that a NaN fails them. */
     if (ret->pass > WIDEEP_MAX_PASS || ret->model >= view->identity.model_count ||
         ret->layer >= view->identity.models[ret->model].layers ||
@@ -897,29 +902,28 @@ WIDEEP_API enum wideep_read wideep_eplb_read(const struct wideep_view *view, uin
 /* Reads record n of the DBO ring, n < head. As wideep_eplb_read(). */
 WIDEEP_API enum wideep_read wideep_dbo_read(const struct wideep_view *view, uint64_t n, struct wideep_dbo_record *ret)
 {
-    uint64_t words[6];
     const uint64_t *slot;
     enum wideep_read result = wideep_i_slot_find(&view->dbo, n, &slot);
     if (result != WIDEEP_READ_OK)
         return result;
-    wideep_i_slot_copy(slot, words, 6);
-    result = wideep_i_slot_check(slot, n);
-    if (result != WIDEEP_READ_OK)
-        return result;
-    uint64_t tags = words[3];
-    uint32_t fallout = (uint32_t)(tags >> 32 & 0xff);
-    ret->pass = words[1];
-    ret->time_ns = words[2];
+    const uint64_t tags = wideep_i_slot_word(slot, 3);
+    const uint64_t tokens01 = wideep_i_slot_word(slot, 4), tokens23 = wideep_i_slot_word(slot, 5);
+    const uint32_t fallout = (uint32_t)(tags >> 32 & 0xff);
+    ret->pass = wideep_i_slot_word(slot, 1);
+    ret->time_ns = wideep_i_slot_word(slot, 2);
     ret->phase = (uint32_t)(tags & 0xff);
     ret->prefill_active = (uint32_t)(tags >> 8 & 0xff);
     ret->decode_active = (uint32_t)(tags >> 16 & 0xff);
     ret->outcome = (uint32_t)(tags >> 24 & 0xff);
     ret->fallout_reason = fallout ? fallout - 1 + WIDEEP_FIRST_FALLOUT : 0;
     ret->ubatches = (uint32_t)(tags >> 40 & 0xff);
-    ret->ubatch_tokens[0] = (uint32_t)words[4];
-    ret->ubatch_tokens[1] = (uint32_t)(words[4] >> 32);
-    ret->ubatch_tokens[2] = (uint32_t)words[5];
-    ret->ubatch_tokens[3] = (uint32_t)(words[5] >> 32);
+    ret->ubatch_tokens[0] = (uint32_t)tokens01;
+    ret->ubatch_tokens[1] = (uint32_t)(tokens01 >> 32);
+    ret->ubatch_tokens[2] = (uint32_t)tokens23;
+    ret->ubatch_tokens[3] = (uint32_t)(tokens23 >> 32);
+    result = wideep_i_slot_check(slot, n);
+    if (result != WIDEEP_READ_OK)
+        return result;
     if (ret->pass > WIDEEP_MAX_PASS || ret->phase >= WIDEEP_PHASES || ret->outcome >= WIDEEP_OUTCOMES ||
         ret->ubatches > WIDEEP_MAX_UBATCHES || ret->fallout_reason >= WIDEEP_OUTCOMES)
         return WIDEEP_READ_INVALID;

@@ -519,7 +519,8 @@ int aggregate_collect(struct aggregate *aggregate, bool experts_wanted, uint64_t
 
     aggregate->now_ns = now_ns;
     int error = attach_new(aggregate);
-    refuse_duplicates(aggregate);
+    if (set->generation != aggregate->set_generation)
+        refuse_duplicates(aggregate);
     update_members(aggregate);
     drain_all(aggregate);
     for (uint32_t i = 0; i < set->retired_count; i++)

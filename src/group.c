@@ -25,7 +25,8 @@ int group_new(struct group **ret, const struct segment *segment, uint32_t model,
     group->layer = calloc(group->layers, sizeof *group->layer);
     group->slice = calloc((size_t)GROUP_SLICES * group->layers, sizeof *group->slice);
     group->window = calloc(group->layers, sizeof *group->window);
-    if (!group->layer || !group->slice || !group->window ||
+    group->rank_tokens = calloc((size_t)group->layers * group->ep_size, sizeof *group->rank_tokens);
+    if (!group->layer || !group->slice || !group->window || !group->rank_tokens ||
         join_new(&group->join, group->layers, group->ep_size, memory) != 0) {
         group_free(group);
         return -ENOMEM;
@@ -62,6 +63,7 @@ void group_free(struct group *group)
     free(group->layer);
     free(group->slice);
     free(group->window);
+    free(group->rank_tokens);
     free(group->base);
     free(group->expert_tokens);
     free(group->expert_spare);
@@ -143,9 +145,24 @@ static uint64_t plane_sum(const struct group *group, size_t at)
 uint64_t group_rank_tokens(const struct group *group, uint32_t layer, uint32_t ep_rank)
 {
     size_t at = (size_t)layer * group->ep_size + ep_rank;
-    uint64_t sum = plane_sum(group, at), base = group->base ? group->base[at] : 0;
+    uint64_t sum = group->rank_tokens[at], base = group->base ? group->base[at] : 0;
 
     return sum > base ? sum - base : 0;
+}
+
+/* Plane by plane, as they lie in memory. */
+static void sum_planes(struct group *group)
+{
+    const size_t words = (size_t)group->layers * group->ep_size;
+
+    memset(group->rank_tokens, 0, words * sizeof *group->rank_tokens);
+    for (uint32_t i = 0; i < group->member_count; i++) {
+        if (!group->members[i]->counted)
+            continue;
+        const uint64_t *plane = member_plane(group->members[i], false);
+        for (size_t w = 0; w < words; w++)
+            group->rank_tokens[w] += wideep_load(plane + w);
+    }
 }
 
 static bool reserve_base(struct group *group)
@@ -292,6 +309,7 @@ void group_settle(struct group *group)
         group->members[i] = group->members[--group->member_count];
         list_joining(group);
     }
+    sum_planes(group);
     memset(group->window, 0, group->layers * sizeof *group->window);
     for (size_t s = 0; s < GROUP_SLICES; s++) {
         if (group->slice_index[s] == 0 || group->slice_index[s] + GROUP_SLICES <= group->newest_slice)

@@ -231,22 +231,19 @@ static bool all_are_behind(const struct join *join, struct join_member *const *m
     return member->behind;
 }
 
-/* Vectors, because compilers vectorise a loop of unknown length only when asked for more than -O2. */
-typedef uint32_t narrow_four __attribute__((vector_size(4 * sizeof(uint32_t))));
-typedef uint64_t wide_four __attribute__((vector_size(4 * sizeof(uint64_t))));
-
+/* By fours, which compilers turn into vectors; a loop of unknown length they would leave as it is at -O2. */
 static void add_tokens(uint64_t *sums, const uint32_t *tokens, uint32_t count)
 {
     for (; count >= 4; count -= 4, sums += 4, tokens += 4) {
-        narrow_four narrow;
-        wide_four wide;
-        memcpy(&narrow, tokens, sizeof narrow);
-        memcpy(&wide, sums, sizeof wide);
-        wide += __builtin_convertvector(narrow, wide_four);
-        memcpy(sums, &wide, sizeof wide);
+        uint32_t four[4];
+        memcpy(four, tokens, sizeof four);
+        sums[0] += four[0];
+        sums[1] += four[1];
+        sums[2] += four[2];
+        sums[3] += four[3];
     }
-    for (uint32_t i = 0; i < count; i++)
-        sums[i] += tokens[i];
+    for (; count > 0; count--)
+        *sums++ += *tokens++;
 }
 
 static void add_partial(const struct join *join, struct open_pass *open, const struct ring_pass *pass)
