@@ -18,6 +18,7 @@ static struct aggregate aggregate;
 static struct self_stats self;
 static struct group group;
 static struct group_layer layers[LAYERS];
+static uint64_t rank_tokens[LAYERS * RANKS];
 static struct engine *engines;
 static const struct family_sources sources = {&aggregate, &self};
 
@@ -42,7 +43,12 @@ static void setup(void)
     self.collect.bucket[2] = 3;
     self.collect.sum_ns = UINT64_C(9007199254740993);
     self.start_time_seconds = 0.1;
-    group = (struct group){.label = 4, .layers = LAYERS, .ep_size = RANKS, .layer = layers, .balancedness_sum = 0.25};
+    group = (struct group){.label = 4,
+                           .layers = LAYERS,
+                           .ep_size = RANKS,
+                           .layer = layers,
+                           .rank_tokens = rank_tokens,
+                           .balancedness_sum = 0.25};
     strcpy(group.model, MODEL);
     memset(layers, 0, sizeof layers);
     for (unsigned i = 0; i < LAYERS; i++)
