@@ -1,6 +1,7 @@
 /*
  * collector: the one thread that reads shared memory: scan, drain, aggregate, publish, at a fixed interval. Between
- * collections it copies the live words every COLLECTOR_LIVE_NS for load balancers.
+ * collections it copies the live words every COLLECTOR_LIVE_NS for load balancers, and drains rings that would overrun
+ * before the next; it sleeps through where there is neither an engine nor such a ring.
  *
  * It owns the segment set, the aggregate and the layouts. What others see of its work is what it publishes: snapshots,
  * the load balancer's board, the state. The other way, the only thing handed to it is struct collector_debug, under a

@@ -12,6 +12,12 @@
 /* How old process_* may be. */
 #define PROCESS_NS UINT64_C(1000000000)
 
+/* Rings are not drained more often than this, however fast they fill. */
+#define DRAIN_MIN_NS UINT64_C(1000000)
+
+/* Turns without an engine. */
+#define IDLE_NS UINT64_C(1000000000)
+
 struct collector {
     struct collector_config config;
     struct segment_set *set;
@@ -193,22 +199,58 @@ static uint64_t next_turn(uint64_t last_ns, uint64_t period_ns)
     return last_ns + period_ns > now_ns ? last_ns + period_ns : now_ns;
 }
 
+/* Rings that would overrun before the next collection are drained in between. */
+static void drain(struct collector *collector)
+{
+    const struct family_sources sources = {collector->aggregate, &collector->self};
+
+    if (collector->config.state)
+        state_begin_collection(collector->config.state);
+    aggregate_drain(collector->aggregate, wideep_i_clock_ns(CLOCK_BOOTTIME));
+    if (collector->config.state)
+        state_end_collection(collector->config.state, &sources, collector->config.lb);
+}
+
+/* When rings have to be drained at the latest, with as much time again to spare: they may fill faster than so far. */
+static uint64_t drain_due(struct collector *collector)
+{
+    uint64_t now_ns = wideep_i_clock_ns(CLOCK_MONOTONIC), left_ns = aggregate_left_ns(collector->aggregate, now_ns);
+
+    return now_ns + (left_ns / 2 > DRAIN_MIN_NS ? left_ns / 2 : DRAIN_MIN_NS);
+}
+
+/* Without engines there is nothing to copy for load balancers, but the board, and the turns, must not grow old. */
+static uint64_t live_due(const struct collector *collector, uint64_t last_ns)
+{
+    return next_turn(last_ns, collector->aggregate->engines ? COLLECTOR_LIVE_NS : IDLE_NS);
+}
+
+static uint64_t earliest(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
 static void *collector_main(void *argument)
 {
     struct collector *collector = argument;
-    uint64_t collect_ns = next_turn(wideep_i_clock_ns(CLOCK_MONOTONIC), collector->config.interval_ns);
-    uint64_t live_ns = next_turn(wideep_i_clock_ns(CLOCK_MONOTONIC), COLLECTOR_LIVE_NS);
+    uint64_t now_ns = wideep_i_clock_ns(CLOCK_MONOTONIC);
+    uint64_t collect_ns = next_turn(now_ns, collector->config.interval_ns), live_ns = live_due(collector, now_ns);
+    uint64_t drain_ns = drain_due(collector);
 
-    while (wait_until(collector, collect_ns < live_ns ? collect_ns : live_ns)) {
-        int error;
-        if (collect_ns <= live_ns) {
+    while (wait_until(collector, earliest(collect_ns, earliest(live_ns, drain_ns)))) {
+        int error = 0;
+        now_ns = wideep_i_clock_ns(CLOCK_MONOTONIC);
+        if (now_ns >= collect_ns) {
             error = collect(collector);
             collect_ns = next_turn(collect_ns, collector->config.interval_ns);
-        } else {
-            /* Without memory the board stays as it is; handlers see its age. */
-            error = copy_live(collector);
+        } else if (now_ns >= drain_ns) {
+            drain(collector);
         }
-        live_ns = next_turn(live_ns, COLLECTOR_LIVE_NS);
+        if (now_ns >= live_ns) { /* without memory the board stays as it is; handlers see its age */
+            error = error ? error : copy_live(collector);
+            live_ns = live_due(collector, live_ns);
+        }
+        drain_ns = drain_due(collector);
         if (!error)
             (void)__atomic_add_fetch(&collector->turns, 1, __ATOMIC_RELAXED);
     }

@@ -745,6 +745,18 @@ def test_writer_that_outruns_the_exporter_holds_nobody_up(shm):
         assert exporter.process.wait(30) == 0
 
 
+def test_rings_are_drained_between_collections_that_are_far_apart(shm):
+    """A ring holds 64 passes, less than two seconds of these."""
+    flags = ["--passes-per-second", 40, "--passes", 480, "--linger", 300]
+    with simulating(shm, *flags) as sim:
+        sim.started()
+        with exporting(shm, "--collect.interval=4s") as exporter:
+            passes = lambda page: page.one("wideep_eplb_passes_total", layer=0)
+            page = exporter.wait_page(lambda page: passes(page) > 250)
+            assert page.one("wideep_records_lost_total", kind="eplb", cause="overrun") == 0
+            assert page.incomplete() == {}
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_ends_it(shm, number):
     with exporting(shm) as exporter, simulating(shm, *PACED) as sim, exporter.connection() as connection:
