@@ -157,9 +157,10 @@ static void sum_planes(struct group *group)
 
     memset(group->rank_tokens, 0, words * sizeof *group->rank_tokens);
     for (uint32_t i = 0; i < group->member_count; i++) {
-        if (!group->members[i]->counted)
+        const struct member *member = group->members[i];
+        if (!member->segment || !member->counted)
             continue;
-        const uint64_t *plane = member_plane(group->members[i], false);
+        const uint64_t *plane = member_plane(member, false);
         for (size_t w = 0; w < words; w++)
             group->rank_tokens[w] += wideep_load(plane + w);
     }
