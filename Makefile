@@ -67,10 +67,14 @@ UNIT_SRCS := $(wildcard tests/unit/test_*.c)
 UNIT_HELPER_SRCS := $(filter-out $(UNIT_SRCS),$(wildcard tests/unit/*.c))
 ABI_C_SRCS := $(wildcard tests/abi/*.c)
 ABI_CC_SRCS := $(wildcard tests/abi/*.cc)
+# The benchmark's programs: each but the first, which they share.
+BENCH_SRCS := $(wildcard tests/bench/*.c)
+BENCH_CC_SRCS := $(wildcard tests/bench/*.cc)
 ABI_HEADER := $(wildcard shm-abi/wideep_shm.h)
 MAN_PAGES := $(wildcard deploy/man/*.[1-8])
-C_SRCS := $(MAIN_SRCS) $(SIM_SRCS) $(DUMP_SRCS) $(LIB_SRCS) $(SO_SRCS) $(UNIT_SRCS) $(UNIT_HELPER_SRCS) $(ABI_C_SRCS)
-FORMATTED := $(C_SRCS) $(ABI_CC_SRCS) $(wildcard include/*.h shm-abi/*.h src/*.h tests/unit/*.h tests/abi/*.h)
+C_SRCS := $(MAIN_SRCS) $(SIM_SRCS) $(DUMP_SRCS) $(LIB_SRCS) $(SO_SRCS) $(UNIT_SRCS) $(UNIT_HELPER_SRCS) $(ABI_C_SRCS) $(BENCH_SRCS)
+FORMATTED := $(C_SRCS) $(ABI_CC_SRCS) $(BENCH_CC_SRCS) \
+	$(wildcard include/*.h shm-abi/*.h src/*.h tests/unit/*.h tests/abi/*.h tests/bench/*.h)
 
 ABI_NAMES := $(notdir $(basename $(ABI_C_SRCS) $(ABI_CC_SRCS)))
 ifneq ($(words $(ABI_NAMES)),$(words $(sort $(ABI_NAMES))))
@@ -91,6 +95,7 @@ SO_NAME := libwideep_shm.so.$(SOVERSION)
 SHARED := $(if $(SO_SRCS),$(B)/$(SO_REAL) $(B)/$(SO_NAME) $(B)/libwideep_shm.so)
 UNIT_PROGRAMS := $(patsubst tests/unit/%.c,$(B)/tests/unit/%,$(UNIT_SRCS))
 ABI_PROGRAMS := $(addprefix $(B)/tests/abi/,$(ABI_NAMES))
+BENCH_PROGRAMS := $(addprefix $(B)/tests/bench/,writer writer_cxx feed reader load bare_mhd)
 
 # ---- flags ------------------------------------------------------------------------------------
 
@@ -162,7 +167,7 @@ endif
 .PHONY: all tests-build
 all: $(PROGRAMS) $(SHARED) ## Build the programs and libwideep_shm.so into build/
 
-tests-build: all $(UNIT_PROGRAMS) $(ABI_PROGRAMS) ## Build the test programs too
+tests-build: all $(UNIT_PROGRAMS) $(ABI_PROGRAMS) $(BENCH_PROGRAMS) ## Build the test programs too
 
 .PHONY: FORCE
 FORCE:
@@ -230,6 +235,14 @@ $(B)/obj/tests/abi/%.o: tests/abi/%.cc $(B)/gen/flags
 	$(call say,CXX,$<) mkdir -p $(@D)
 	$(Q)$(CXX) $(ABI_CXXFLAGS) $(DEPFLAGS) -c $< -o $@
 
+$(B)/obj/tests/bench/%.o: tests/bench/%.c $(B)/gen/flags | $(B)/gen/version.h $(PROTO_HEADERS) libraries
+	$(call say,CC,$<) mkdir -p $(@D)
+	$(Q)$(CC) $(PROGRAM_CFLAGS) $(DEPFLAGS) -c $< -o $@
+
+$(B)/obj/tests/bench/%.o: tests/bench/%.cc $(B)/gen/flags
+	$(call say,CXX,$<) mkdir -p $(@D)
+	$(Q)$(CXX) $(ABI_CXXFLAGS) $(DEPFLAGS) -c $< -o $@
+
 $(ARCHIVE): $(call objs,$(LIB_SRCS)) $(PROTO_OBJS) $(B)/gen/sources
 	$(call say,AR,$@) mkdir -p $(@D); rm -f $@
 	$(Q)$(AR) rcs $@ $(filter %.o,$^)
@@ -258,6 +271,11 @@ $(addprefix $(B)/tests/abi/,$(notdir $(basename $(ABI_CC_SRCS)))): $(B)/tests/ab
 	$(link)
 	$(Q)$(CXX) $(PROGRAM_LDFLAGS) -o $@ $(filter %.o,$^) $(LDLIBS)
 
+$(BENCH_PROGRAMS): $(B)/tests/bench/%: $(B)/obj/tests/bench/%.o $(B)/obj/tests/bench/bench.o $(B)/gen/flags
+	$(link)
+	$(Q)$(LINK_C) $(PROGRAM_LIBS)
+$(B)/tests/bench/reader: $(B)/obj/tests/bench/inside.o $(ARCHIVE)
+
 $(B)/$(SO_REAL): $(call objs,$(SO_SRCS)) shm-abi/wideep_shm.map $(B)/gen/flags
 	$(link)
 	$(Q)$(CC) -shared -pthread -Wl,-soname,$(SO_NAME) -Wl,--version-script=shm-abi/wideep_shm.map -Wl,--no-undefined $(HARDEN_LD) $(LDFLAGS) -o $@ $(filter %.o,$^) $(LDLIBS)
@@ -268,7 +286,7 @@ $(B)/$(SO_NAME) $(B)/libwideep_shm.so: $(B)/$(SO_REAL)
 # Keep the objects of test programs: they are intermediate files to make.
 .SECONDARY:
 
--include $(patsubst %.o,%.d,$(call objs,$(C_SRCS) $(ABI_CC_SRCS)) $(PROTO_OBJS))
+-include $(patsubst %.o,%.d,$(call objs,$(C_SRCS) $(ABI_CC_SRCS) $(BENCH_CC_SRCS)) $(PROTO_OBJS))
 
 # ---- tests ------------------------------------------------------------------------------------
 

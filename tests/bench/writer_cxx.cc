@@ -1,0 +1,2 @@
+// The same recorder through the header as C++ sees it.
+#include "writer.c"
