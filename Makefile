@@ -145,7 +145,7 @@ BASE_CFLAGS = -std=gnu11 -D_GNU_SOURCE $(CPPFLAGS) -pthread $(WARN_C) $(HARDEN) 
 PROGRAM_CFLAGS = $(BASE_CFLAGS) -fPIE $(SAN_FLAGS) -Iinclude -Ishm-abi -I$(B)/gen $(PKG_CFLAGS) $(CFLAGS)
 # Loaded by programs that are not built with a sanitizer (such as python), so never with one.
 # Its functions are the header's definitions, which need no declaration before.
-SO_CFLAGS = $(BASE_CFLAGS) -Wno-missing-prototypes -Wno-missing-declarations -fPIC -Iinclude -Ishm-abi -I$(B)/gen $(CFLAGS)
+SO_CFLAGS = $(BASE_CFLAGS) -Wno-missing-prototypes -Wno-missing-declarations -fPIC -fno-semantic-interposition -Iinclude -Ishm-abi -I$(B)/gen $(CFLAGS)
 # Strict C11 and C++17: the ABI header must not need the compilers' extensions.
 ABI_CFLAGS = -std=c11 -D_GNU_SOURCE $(CPPFLAGS) -pthread $(WARN_C) $(HARDEN) $(FORTIFY) -fPIE $(SAN_FLAGS) -Ishm-abi $(CFLAGS)
 ABI_CXXFLAGS = -std=c++17 -D_GNU_SOURCE $(CPPFLAGS) -pthread $(WARN_BOTH) $(HARDEN) $(FORTIFY) -fPIE $(SAN_FLAGS) -Ishm-abi \
