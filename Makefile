@@ -100,7 +100,7 @@ BENCH_PROGRAMS := $(addprefix $(B)/tests/bench/,writer writer_cxx feed reader lo
 # ---- flags ------------------------------------------------------------------------------------
 
 # Nothing is asked of the compiler or of pkg-config for targets that compile nothing.
-NO_COMPILE := help clean format deps deps-test deps-lint check check-ci check-all check-matrix asan ubsan tsan demo lint \
+NO_COMPILE := help clean format deps deps-test deps-bench deps-lint bench bench-quick bench-baseline check check-ci check-all check-matrix asan ubsan tsan demo lint \
 	uninstall
 ifneq ($(filter-out $(NO_COMPILE),$(or $(MAKECMDGOALS),all)),)
 
@@ -346,6 +346,21 @@ abi-header:
 				-include $$header /dev/null; echo "ok   $$header: $$cxx -std=$$std"; done; done; \
 	done
 
+.PHONY: bench bench-quick bench-baseline bench-build
+bench: deps-bench ## Measure everything against its floor and its peers (8 minutes): tests/bench/README.md
+	@$(submake) bench-build
+	@$(PYTHON) tests/bench/run.py --build $(B)
+
+bench-quick: deps-bench ## The same in under a minute
+	@$(submake) bench-build
+	@$(PYTHON) tests/bench/run.py --build $(B) --form quick
+
+bench-baseline: deps-bench ## Renew the instruction counts that later runs are compared with
+	@$(submake) bench-build
+	@$(PYTHON) tests/bench/run.py --build $(B) --renew-baseline
+
+bench-build: all $(BENCH_PROGRAMS)
+
 .PHONY: demo
 demo: deps ## Install what the demo needs, build, run deploy/demo.sh
 	@$(submake) all
@@ -381,12 +396,15 @@ lack=$$(missing); \
 [ -z "$$lack" ] || { echo "Could not install:" $$lack >&2; exit 1; }
 endef
 
-.PHONY: deps deps-test deps-lint
+.PHONY: deps deps-test deps-bench deps-lint
 deps: ## Install the Debian packages the build and the demo need
 	$(call install_packages,tests/deps-build.txt)
 
 deps-test: ## Those the tests need too
 	$(call install_packages,tests/deps-build.txt tests/deps-test.txt)
+
+deps-bench: ## Those of make bench
+	$(call install_packages,tests/deps-build.txt tests/deps-bench.txt)
 
 deps-lint: ## Those of make lint
 	$(call install_packages,tests/deps-build.txt tests/deps-lint.txt)

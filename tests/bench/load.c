@@ -7,7 +7,7 @@
  * read; the next burst goes to the next server, when all answers of this one are complete. A sample is the time from
  * before a request is sent to the last byte of its answer. A server that closes after an answer gets a new connection,
  * which counts. Ends after so many milliseconds or so many requests to each server, whichever comes first, but not
- * within a turn.
+ * within a turn. Says `connected` on standard error after a first burst to each, which does not count.
  *
  * Each answer must be 200 and complete, by its Content-Length, its chunks or its end, and have exactly BYTES where they
  * are given. All else ends the program with status 1 and a line. */
@@ -258,6 +258,7 @@ int main(int argc, char **argv)
         run_burst(&targets[t], connections);
         targets[t].samples.count = targets[t].bytes = 0;
     }
+    (void)fprintf(stderr, "connected\n");
     const uint64_t begin_ns = bench_now_ns(),
                    end_ns = begin_ns + (uint64_t)(bench_option(argc, argv, "ms", 1000) * 1e6);
     for (uint64_t turn = 0; turn == 0 || (bench_now_ns() < end_ns && (double)(turn * connections) < requests); turn++) {
@@ -270,6 +271,7 @@ int main(int argc, char **argv)
         (void)printf("{\"port\":%u,\"bytes\":%llu", targets[t].port, (unsigned long long)targets[t].bytes);
         bench_print_samples("ns", &targets[t].samples);
         (void)printf("}\n");
+        free(targets[t].connections);
     }
     return 0;
 }

@@ -13,6 +13,8 @@
 #include <stdio.h>
 
 enum { WORK_LAYERS = 60, WORK_EXPERTS = 256, PASS_LAYERS = 58, PASS_SLOTS = 288, EP_SIZE = 32, DBO_KINDS = 16 };
+/* Beyond those of a fleet in the same directory. */
+enum { FIRST_ENGINE = 100 };
 
 /* A pass that is copied: the sequence word that a reader would look at, and its bytes. */
 struct copy_target {
@@ -208,8 +210,8 @@ static void prepare(const char *directory)
 {
     const struct bench_shape work = {WORK_LAYERS, WORK_EXPERTS, WORK_EXPERTS, EP_SIZE};
     const struct bench_shape pass = {PASS_LAYERS, WORK_EXPERTS, PASS_SLOTS, EP_SIZE};
-    bench.work = open_segment(directory, 0, &work);
-    bench.pass = open_segment(directory, 1, &pass);
+    bench.work = open_segment(directory, FIRST_ENGINE, &work);
+    bench.pass = open_segment(directory, FIRST_ENGINE + 1, &pass);
     bench_loads_new(&bench.work_loads, &work);
     bench_loads_new(&bench.pass_loads, &pass);
     bench.target = map_target(directory);
@@ -270,7 +272,8 @@ static void run_paced(const struct bench_case *const *wanted, unsigned count, do
 {
     struct bench_samples samples[CASES];
     const uint64_t step_ns = (uint64_t)(1e9 / pace) / count, begin_ns = bench_now_ns() + step_ns;
-    const uint64_t steps = (uint64_t)(ms * 1e6) / step_ns;
+    uint64_t steps = (uint64_t)(ms * 1e6) / step_ns;
+    steps = steps > count ? steps : count;
     memset(samples, 0, sizeof samples);
     for (uint64_t i = 0; i < steps; i++) {
         const unsigned c = (unsigned)(i % count);
