@@ -7,6 +7,7 @@ from report import percentile
 
 LANGUAGES = ("c", "cxx", "python")
 PACE, BRISK_PACE = 50, 500
+PACED_MS, BRISK_MS = 1600, 1200
 # Cases that are the same work as another row's.
 FLOORS = {"work_a": "copy_a", "work_b": "copy_b_doubles", "pass": "copy_pass", "pass_without_map": "copy_pass",
           "dbo": "clock", "eplb_call": "clock", "skip": "clock"}
@@ -52,7 +53,7 @@ def paced(settings, report, directory, condition, languages, ms):
 
 def brisk(settings, report, directory, condition):
     """At ten times the pace, for enough samples to tell the tails of the conditions apart."""
-    flags = (f"--ms={settings.ms(1500)}", f"--pace={BRISK_PACE}", "work_a", "pass")
+    flags = (f"--ms={settings.ms(BRISK_MS)}", f"--pace={BRISK_PACE}", "work_a", "pass")
     for found in samples(command(settings, "c", directory, "paced", *flags), settings.near):
         name = f"writer.brisk.c.{found['case']}"
         against = {"alone": None, "scrapes0": f"{name}.alone"}.get(condition, f"{name}.scrapes0")
@@ -75,7 +76,7 @@ def scraped(settings, port, pace):
 def measure(settings, report):
     with shared_directory() as directory:
         hot(settings, report, directory, "alone")
-        paced(settings, report, directory, "alone", LANGUAGES, 2000)
+        paced(settings, report, directory, "alone", LANGUAGES, PACED_MS)
         brisk(settings, report, directory, "alone")
         with feeding(settings, directory, *LARGEST, cores=settings.far), \
                 exporting(settings, directory, "--debug.per-expert", "--debug.duration=1h",
@@ -85,5 +86,5 @@ def measure(settings, report):
             for pace in (0, 5, 20):
                 condition = f"scrapes{pace}"
                 with scraped(settings, port, pace):
-                    paced(settings, report, directory, condition, LANGUAGES if pace == 20 else ("c",), 2000)
+                    paced(settings, report, directory, condition, LANGUAGES if pace == 20 else ("c",), PACED_MS)
                     brisk(settings, report, directory, condition)

@@ -14,8 +14,8 @@ PAGES = {
 CONNECTIONS = (1, 8, 64)
 PAIRS = 10_000  # over all rounds, where time allows
 # The most that one combination takes in a round, in ms.
-TIME = {("debug", "plain"): 3000}
-OTHER_TIME = 1200
+TIME = {("debug", "plain"): 2500}
+OTHER_TIME = 1000
 
 
 @contextlib.contextmanager
