@@ -67,13 +67,13 @@ UNIT_SRCS := $(wildcard tests/unit/test_*.c)
 UNIT_HELPER_SRCS := $(filter-out $(UNIT_SRCS),$(wildcard tests/unit/*.c))
 ABI_C_SRCS := $(wildcard tests/abi/*.c)
 ABI_CC_SRCS := $(wildcard tests/abi/*.cc)
-# The benchmark's programs: each but the first, which they share.
 BENCH_SRCS := $(wildcard tests/bench/*.c)
 BENCH_CC_SRCS := $(wildcard tests/bench/*.cc)
 ABI_HEADER := $(wildcard shm-abi/wideep_shm.h)
 MAN_PAGES := $(wildcard deploy/man/*.[1-8])
 C_SRCS := $(MAIN_SRCS) $(SIM_SRCS) $(DUMP_SRCS) $(LIB_SRCS) $(SO_SRCS) $(UNIT_SRCS) $(UNIT_HELPER_SRCS) $(ABI_C_SRCS) $(BENCH_SRCS)
-FORMATTED := $(C_SRCS) $(ABI_CC_SRCS) $(BENCH_CC_SRCS) \
+CC_SRCS := $(ABI_CC_SRCS) $(BENCH_CC_SRCS)
+FORMATTED := $(C_SRCS) $(CC_SRCS) \
 	$(wildcard include/*.h shm-abi/*.h src/*.h tests/unit/*.h tests/abi/*.h tests/bench/*.h)
 
 ABI_NAMES := $(notdir $(basename $(ABI_C_SRCS) $(ABI_CC_SRCS)))
@@ -286,7 +286,7 @@ $(B)/$(SO_NAME) $(B)/libwideep_shm.so: $(B)/$(SO_REAL)
 # Keep the objects of test programs: they are intermediate files to make.
 .SECONDARY:
 
--include $(patsubst %.o,%.d,$(call objs,$(C_SRCS) $(ABI_CC_SRCS) $(BENCH_CC_SRCS)) $(PROTO_OBJS))
+-include $(patsubst %.o,%.d,$(call objs,$(C_SRCS) $(CC_SRCS)) $(PROTO_OBJS))
 
 # ---- tests ------------------------------------------------------------------------------------
 
@@ -423,7 +423,7 @@ TIDY_CXXFLAGS = -std=c++17 -D_GNU_SOURCE -Ishm-abi
 lint-tidy: $(B)/gen/version.h $(PROTO_HEADERS) $(TABLES)
 	@exec 2> >(grep -v ' warnings\? generated\.$$' >&2); status=0; \
 	$(if $(C_SRCS),printf '%s\n' $(C_SRCS) | xargs -P $(JOBS) -I{} $(CLANG_TIDY) --quiet {} -- $(TIDY_CFLAGS) || status=1;) \
-	$(if $(ABI_CC_SRCS),printf '%s\n' $(ABI_CC_SRCS) | xargs -P $(JOBS) -I{} $(CLANG_TIDY) --quiet {} -- $(TIDY_CXXFLAGS) \
+	$(if $(CC_SRCS),printf '%s\n' $(CC_SRCS) | xargs -P $(JOBS) -I{} $(CLANG_TIDY) --quiet {} -- $(TIDY_CXXFLAGS) \
 		|| status=1;) \
 	exit $$status
 
@@ -433,7 +433,7 @@ lint-tidy: $(B)/gen/version.h $(PROTO_HEADERS) $(TABLES)
 CPPCHECK_PLATFORM := -D_GNU_SOURCE -D__x86_64__ -D__LP64__ -D__SIZEOF_POINTER__=8 -DMADV_WIPEONFORK=18 -DO_PATH=010000000 \
 	-DPROTOBUF_C_VERSION_NUMBER=1003000 \
 	--suppress=varFuncNullUB --suppress=memsetClassFloat
-CPPCHECKED = $(filter-out tests/unit/%,$(C_SRCS)) $(ABI_CC_SRCS)
+CPPCHECKED = $(filter-out tests/unit/%,$(C_SRCS)) $(CC_SRCS)
 lint-cppcheck: $(B)/gen/version.h $(PROTO_HEADERS) $(TABLES)
 	@$(if $(strip $(CPPCHECKED)),$(CPPCHECK) --quiet --std=c11 --std=c++17 --enable=warning$(comma)performance$(comma)portability \
 		--error-exitcode=1 --inline-suppr --suppress=missingIncludeSystem $(CPPCHECK_PLATFORM) -Iinclude -Ishm-abi \

@@ -62,8 +62,8 @@ void inside_collect(struct inside *inside)
             bench_fail("layout", error);
         inside->layout_generation = inside->aggregate->generation;
     }
-    struct value *values = bench_allocate(layout_series(inside->layout), sizeof *values);
-    struct snapshot *snapshot = snapshot_new(layout_ref(inside->layout), values, now_ns);
+    struct value *values;
+    struct snapshot *snapshot = snapshot_new(inside->layout, now_ns, &values);
     if (!snapshot)
         bench_fail("snapshot", -ENOMEM);
     (void)layout_read_values(inside->layout, &sources, values);

@@ -1,6 +1,5 @@
-"""The same work by other clients of Prometheus, where Debian packages them: recorded by themselves, scraped by our client.
-
-Each must show, on its page, what was recorded; else it is a fault and no figure.
+"""The same work by other clients of Prometheus, where Debian packages them: recorded by themselves, scraped by our
+client. Each must show, on its page, what was recorded; else it is a fault and no figure.
 """
 
 import contextlib

@@ -3,8 +3,8 @@
 
     python_writer.py LIBRARY DIRECTORY hot|paced [--binding=ctypes] [--ms=N] [--pace=N] [CASE]...
 
-Samples are as writer.c has them: means of batches when hot, single calls when paced. The collector of garbage is left on,
-as an engine would.
+Samples are as writer.c has them: means of batches when hot, single calls when paced. The collector of garbage is left
+on, as an engine would.
 """
 
 import argparse

@@ -1,8 +1,10 @@
 """Writers: what recording costs the engine, in three languages, alone and beside an exporter that is scraped."""
 
 import contextlib
+import time
 
-from programs import Failed, exporting, feeding, page_with, python, samples, shared_directory, started, HERE
+from programs import (HERE, Failed, exporting, feeding, get, page_with, python, samples, shared_directory, started,
+                      value_of)
 from report import percentile
 
 LANGUAGES = ("c", "cxx", "python")
@@ -60,17 +62,25 @@ def brisk(settings, report, directory, condition):
         report.add_percentiles(f"{name}.{condition}", found["ns"], against)
 
 
+def scrapes(port):
+    """Whole pages sent so far."""
+    name = "wideep_http_requests_total"
+    return value_of(get(port, f"/metrics?name[]={name}")[1], name + '{handler="metrics",code="200"}')
+
+
 @contextlib.contextmanager
-def scraped(settings, port, pace):
+def scraped(settings, report, port, pace):
     """Someone asks for the page so many times a second, on the exporter's core."""
     if pace == 0:
         yield
         return
+    before, begin = scrapes(port), time.monotonic()
     command = [settings.program("load"), "--ms=1e9", f"--pace={pace}", port]
     with started(command, "connected", settings.far, stream="stderr") as (process, _):
         yield
         if process.poll() is not None:
             raise Failed(f"the scrapes at {pace} a second ended early")
+        report.add(f"writer.scrapes{pace}", (scrapes(port) - before) / (time.monotonic() - begin), "/s")
 
 
 def measure(settings, report):
@@ -85,6 +95,6 @@ def measure(settings, report):
             hot(settings, report, directory, "reader")
             for pace in (0, 5, 20):
                 condition = f"scrapes{pace}"
-                with scraped(settings, port, pace):
+                with scraped(settings, report, port, pace):
                     paced(settings, report, directory, condition, LANGUAGES if pace == 20 else ("c",), PACED_MS)
                     brisk(settings, report, directory, condition)

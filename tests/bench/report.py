@@ -1,7 +1,7 @@
 """Figures of a run: rows of one value a round, their aims, the table and the JSON lines.
 
-A row's name is a path, `writer.hot.c.work_a`. Its ratio is the median over rounds of its value by that of another row in
-the same round, so that what slows a whole round down does not count.
+A row's name is a path, `writer.hot.c.work_a`. Its ratio is the median over rounds of its value by that of another row
+in the same round, so that what slows a whole round down does not count.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ class Row:
     unit: str  # ns, bytes, or what is printed behind the number
     relative_to: str | None
     values: dict[int, float] = dataclasses.field(default_factory=dict)  # by round
+    samples: int = 0  # that the values are made of
 
     @property
     def median(self):
@@ -54,14 +55,15 @@ class Report:
         self.aims, self.rows, self.notes, self.failures = aims, {}, [], []
         self.round = 0
 
-    def add(self, name, value, unit="ns", relative_to=None):
+    def add(self, name, value, unit="ns", relative_to=None, samples=1):
         row = self.rows.setdefault(name, Row(name, unit, relative_to))
         row.values[self.round] = value
+        row.samples += samples
 
     def add_percentiles(self, name, samples, relative_to=None):
         for label, share in (("p50", 0.5), ("p99", 0.99)):
             self.add(f"{name}.{label}", percentile(samples, share),
-                     relative_to=relative_to and f"{relative_to}.{label}")
+                     relative_to=relative_to and f"{relative_to}.{label}", samples=len(samples))
 
     def note(self, text):
         """Worth reading, and no fault: something optional is not there."""
@@ -132,4 +134,5 @@ class Report:
         aim, met = self.judged(row)
         values = list(row.values.values())
         return {"row": row.name, "unit": row.unit, "median": row.median, "min": min(values), "max": max(values),
-                "rounds": values, "relative_to": row.relative_to, "ratio": self.ratio(row), "aim": aim, "met": met}
+                "rounds": values, "samples": row.samples, "relative_to": row.relative_to, "ratio": self.ratio(row),
+                "aim": aim, "met": met}
