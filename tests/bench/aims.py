@@ -17,7 +17,7 @@ AIMS = {
     "reader.drain": Aim(20e6, at_least=True),
     "reader.ranks8.collect_render": Aim(300 * US),
     "reader.experts8.collect_render": Aim(5 * MS),
-    "reader.growth9": Aim(1.2, of="ratio"),
+    "instructions.growth9": Aim(1.2, of="ratio"),
     "reader.core_share": Aim(1),
     "reader.start": Aim(50 * MS),
     "memory.aggregated": Aim(8 * MIB),

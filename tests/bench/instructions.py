@@ -11,6 +11,8 @@ import subprocess
 from programs import HERE, PATIENCE, Failed, clean_environment, shared_directory
 
 BASELINE = HERE / "baseline.json"
+# A collection without per-expert series does not look at them, and recording is quicker.
+FEW_EXPERTS = ("--experts=8", "--redundant=0")
 # name: program, arguments, the function that is counted with all it calls, calls, what a call is divided by
 COUNTS = {
     "eplb_record": ("writer", ("count", "eplb_record"), "run_eplb", 100, 60),
@@ -19,8 +21,12 @@ COUNTS = {
     "work_a": ("writer", ("count", "work_a"), "run_work_a", 100, 1),
     "work_b": ("writer", ("count", "work_b"), "run_work_b", 10, 1),
     "drained_record": ("reader", ("count", "drain"), "inside_drain", 3, None),
-    "rendered_integer": ("reader", ("count", "wideep_eplb_rank_tokens_total"), "snapshot_page_of", 10, None),
-    "rendered_double": ("reader", ("count", "vllm:eplb_balancedness_ratio"), "snapshot_page_of", 10, None),
+    "rendered_integer": ("reader", ("count", "wideep_eplb_rank_tokens_total", "--engines=8"), "snapshot_page_of", 10,
+                         None),
+    "rendered_double": ("reader", ("count", "vllm:eplb_balancedness_ratio", "--engines=8"), "snapshot_page_of", 10,
+                        None),
+    "collect8": ("reader", ("count", "collect", "--engines=8", *FEW_EXPERTS), "inside_collect", 20, 1),
+    "collect72": ("reader", ("count", "collect", "--groups=9", "--engines=8", *FEW_EXPERTS), "inside_collect", 20, 1),
 }
 
 
@@ -63,6 +69,8 @@ def measure(settings, report):
         before = baseline["counts"].get(name)
         if before:
             report.add(f"instructions.{name}.moved", 100 * (value / before - 1), "%")
+        if name == "collect72":
+            report.add("instructions.growth9", value / 9, "", "instructions.collect8")
 
 
 def renew(settings):

@@ -2,29 +2,37 @@
  *
  *     bench-reader DIRECTORY collect [--groups=N …] [--debug] [--passes=N] [--ms=MILLISECONDS]
  *     bench-reader DIRECTORY drain [--ms=MILLISECONDS]
- *     bench-reader DIRECTORY count drain|FAMILY [--calls=N]
+ *     bench-reader DIRECTORY count drain|collect|FAMILY [--groups=N …] [--calls=N]
  *
  * collect: samples of a collection that finds so many passes of each rank, of rendering its page, and of compressing
  * that. drain: samples per record. count: only calls, for an instruction counter; `units` says how many records or
- * series each call came to. */
+ * series each call came to. A collection's calls are preceded by the first ones, which attach and lay out. */
 #include "inside.h"
 
 #include "bench.h"
 
 #include <stdio.h>
 
-/* What a rank with 64 passes of ring writes between two visits. */
-enum { DRAIN_PASSES = 48 };
+/* DRAIN_PASSES: what a rank with a ring of 64 writes between two visits. INTERVAL_PASSES: the same at 50 passes/s and
+ * the default interval. FIRST_COLLECTIONS attach, lay out, and find no window yet. */
+enum { DRAIN_PASSES = 48, INTERVAL_PASSES = 12, FIRST_COLLECTIONS = 3 };
 
 static double elapsed_ns(uint64_t begin_ns)
 {
     return (double)(bench_now_ns() - begin_ns);
 }
 
+static void collect_passes(struct bench_fleet *fleet, struct inside *inside, unsigned passes)
+{
+    for (unsigned i = 0; i < passes; i++)
+        bench_fleet_pass(fleet);
+    inside_collect(inside);
+}
+
 static void run_collect(const char *directory, int argc, char **argv)
 {
     struct bench_samples collect = {0}, render = {0}, compress = {0};
-    const unsigned passes = (unsigned)bench_option(argc, argv, "passes", 12);
+    const unsigned passes = (unsigned)bench_option(argc, argv, "passes", INTERVAL_PASSES);
     const double ms = bench_option(argc, argv, "ms", 200);
     struct bench_fleet fleet;
     struct inside *inside;
@@ -32,10 +40,8 @@ static void run_collect(const char *directory, int argc, char **argv)
 
     bench_fleet_open(&fleet, directory, argc, argv);
     inside_open(&inside, directory, bench_flag(argc, argv, "debug"));
-    /* The first collections attach, lay out and find no window yet. */
-    for (unsigned i = 0; i < 3; i++) {
-        bench_fleet_pass(&fleet);
-        inside_collect(inside);
+    for (unsigned i = 0; i < FIRST_COLLECTIONS; i++) {
+        collect_passes(&fleet, inside, 1);
         (void)inside_page(PAGE_GZIP);
     }
     for (const uint64_t end_ns = bench_now_ns() + (uint64_t)(ms * 1e6); collect.count < 3 || bench_now_ns() < end_ns;) {
@@ -103,28 +109,29 @@ static void run_drain(const char *directory, int argc, char **argv)
     bench_fleet_close(&fleet);
 }
 
-/* The caller counts the instructions of inside_drain(), or of snapshot_page_of(). */
-static void run_count(const char *directory, const char *what, unsigned calls)
+/* The instruction counter looks at inside_drain(), snapshot_page_of() or inside_collect() alone. */
+static void run_count(const char *directory, const char *what, int argc, char **argv)
 {
-    static char engines[] = "--engines=8", *arguments[] = {engines, engines};
+    const unsigned calls = (unsigned)bench_option(argc, argv, "calls", 1);
+    const bool drain = strcmp(what, "drain") == 0, collect = strcmp(what, "collect") == 0;
     struct bench_fleet fleet;
     struct inside *inside;
-    uint64_t units = 0;
+    uint64_t units = 1;
     double ns;
 
-    if (strcmp(what, "drain") == 0) {
+    if (drain) {
         open_for_drain(&fleet, &inside, directory);
-        for (unsigned i = 0; i < calls; i++)
-            units = drain_once(&fleet, inside, &ns);
     } else {
-        bench_fleet_open(&fleet, directory, 2, arguments);
+        bench_fleet_open(&fleet, directory, argc, argv);
         inside_open(&inside, directory, false);
-        for (unsigned i = 0; i < 3; i++) {
-            bench_fleet_pass(&fleet);
-            inside_collect(inside);
-        }
-        for (unsigned i = 0; i < calls; i++)
-            units = inside_render_family(what);
+        for (unsigned i = 0; i < FIRST_COLLECTIONS; i++)
+            collect_passes(&fleet, inside, 1);
+    }
+    for (unsigned i = 0; i < calls; i++) {
+        if (collect)
+            collect_passes(&fleet, inside, INTERVAL_PASSES);
+        else
+            units = drain ? drain_once(&fleet, inside, &ns) : inside_render_family(what);
     }
     (void)printf("{\"units\":%llu}\n", (unsigned long long)units);
     inside_close(inside);
@@ -138,7 +145,7 @@ int main(int argc, char **argv)
     else if (argc >= 3 && strcmp(argv[2], "drain") == 0)
         run_drain(argv[1], argc, argv);
     else if (argc >= 4 && strcmp(argv[2], "count") == 0)
-        run_count(argv[1], argv[3], (unsigned)bench_option(argc, argv, "calls", 1));
+        run_count(argv[1], argv[3], argc, argv);
     else
         bench_fail("usage: bench-reader DIRECTORY collect|drain|count ...", -EINVAL);
     return 0;

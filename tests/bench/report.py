@@ -118,11 +118,11 @@ class Report:
         judged = [(row, *self.judged(row)) for row in self.rows.values()]
         judged = [(row, aim, met) for row, aim, met in judged if met is not None]
         yield ""
-        yield f"{sum(met for _, _, met in judged)} of {len(judged)} aims met; not met:"
+        yield f"{sum(met for _, _, met in judged)} of {len(judged)} aims met"
         for row, aim, met in judged:
             ratio = self.ratio(row)
             if not met:
-                yield (f"  {row.name}: {shown(row.median, row.unit)}"
+                yield (f"not met: {row.name}: {shown(row.median, row.unit)}"
                        + (f", {ratio:.3g} × {row.relative_to}" if ratio is not None else "") + f"; aim {aim}")
 
     def write(self, path, head):
