@@ -275,6 +275,7 @@ $(BENCH_PROGRAMS): $(B)/tests/bench/%: $(B)/obj/tests/bench/%.o $(B)/obj/tests/b
 	$(link)
 	$(Q)$(LINK_C) $(PROGRAM_LIBS)
 $(B)/tests/bench/reader: $(B)/obj/tests/bench/inside.o $(ARCHIVE)
+$(B)/tests/bench/writer_cxx: private CC := $(CXX)
 
 $(B)/$(SO_REAL): $(call objs,$(SO_SRCS)) shm-abi/wideep_shm.map $(B)/gen/flags
 	$(link)
