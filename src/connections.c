@@ -21,9 +21,10 @@ struct connection {
     struct connection *previous, *next;
     uint64_t since_ns; /* in this state */
     uint64_t look_ns;  /* RESTING: when to look at it next */
-    uint64_t received; /* RESTING: received_mark() when it began to */
+    uint64_t received; /* RESTING: the mark of its receipt when it began to */
     const bool *retired;
     int fd;
+    bool is_unix;
     enum state state;
 };
 
@@ -75,29 +76,55 @@ static void move(struct connections *connections, struct connection *connection,
 
 /* ---- what the kernel knows ---------------------------------------------------------------------------------- */
 
-/* A number that changes when bytes arrive or are read. Unix sockets do not count, but take from the offset of peeking,
- * once it is set, what is read without peeking (socket(7), SO_PEEK_OFF), and nobody peeks here. */
-static uint64_t received_mark(int fd)
+struct receipt {
+    uint64_t mark; /* a number that changes when bytes arrive or are read */
+    bool ended;    /* the client will send no more than has arrived */
+};
+
+/* As netinet/tcp.h has it, which does not go with the kernel's own header. */
+enum { STATE_CLOSE_WAIT = 8 };
+
+static struct receipt tcp_receipt(int fd)
 {
     struct tcp_info info = {0};
     socklen_t size = sizeof info;
-    int offset = 0;
 
-    if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) == 0)
-        return info.tcpi_bytes_received;
-    size = sizeof offset;
-    return getsockopt(fd, SOL_SOCKET, SO_PEEK_OFF, &offset, &size) == 0 ? (uint64_t)offset : 0;
+    (void)getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size);
+    return (struct receipt){info.tcpi_bytes_received, info.tcpi_state == STATE_CLOSE_WAIT};
+}
+
+/* Unix sockets do not count, but take from the offset of peeking, once it is set, what is read without peeking
+ * (socket(7), SO_PEEK_OFF), and nobody peeks here. */
+static struct receipt unix_receipt(int fd)
+{
+    struct pollfd polled = {.fd = fd, .events = POLLRDHUP};
+    int offset = 0;
+    socklen_t size = sizeof offset;
+    uint64_t mark = getsockopt(fd, SOL_SOCKET, SO_PEEK_OFF, &offset, &size) == 0 ? (uint64_t)offset : 0;
+
+    return (struct receipt){mark, poll(&polled, 1, 0) > 0};
+}
+
+static struct receipt receipt_of(const struct connection *connection)
+{
+    return connection->is_unix ? unix_receipt(connection->fd) : tcp_receipt(connection->fd);
 }
 
 /* The offset ends at 0, so it is wound up before each rest. */
-static void wind_up(int fd)
+static void wind_up(const struct connection *connection)
 {
     static const int offset = INT_MAX;
+
+    if (connection->is_unix)
+        (void)setsockopt(connection->fd, SOL_SOCKET, SO_PEEK_OFF, &offset, sizeof offset);
+}
+
+static bool is_unix(int fd)
+{
     int domain = 0;
     socklen_t size = sizeof domain;
 
-    if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) == 0 && domain == AF_UNIX)
-        (void)setsockopt(fd, SOL_SOCKET, SO_PEEK_OFF, &offset, sizeof offset);
+    return getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) == 0 && domain == AF_UNIX;
 }
 
 static bool has_unsent(int fd)
@@ -109,11 +136,9 @@ static bool has_unsent(int fd)
 
 /* The library does not see the end of a client's half that came along with its request, and would wait for more. What
  * was received before can still be read. */
-static void pass_end_on(const struct connection *connection)
+static void pass_end_on(const struct connection *connection, const struct receipt *receipt)
 {
-    struct pollfd polled = {.fd = connection->fd, .events = POLLRDHUP};
-
-    if (poll(&polled, 1, 0) > 0)
+    if (receipt->ended)
         (void)shutdown(connection->fd, SHUT_RD);
 }
 
@@ -156,6 +181,7 @@ struct connection *connections_add(struct connections *connections, int fd, cons
     if (!connection)
         return NULL;
     connection->fd = fd;
+    connection->is_unix = is_unix(fd);
     connection->retired = retired;
     (void)pthread_mutex_lock(&connections->lock);
     append(connections, connection, RECEIVING, now_ns);
@@ -187,13 +213,17 @@ void connection_answers(struct connections *connections, struct connection *conn
 
 void connection_rests(struct connections *connections, struct connection *connection, uint64_t now_ns)
 {
+    /* The kernel is asked without the lock, which all threads want for each request: the descriptor is open as long as
+     * the thread that serves it is in here. */
+    wind_up(connection);
+    const struct receipt receipt = receipt_of(connection);
+
     (void)pthread_mutex_lock(&connections->lock);
     connection->look_ns = now_ns + LOOK_NS;
-    wind_up(connection->fd);
-    connection->received = received_mark(connection->fd);
+    connection->received = receipt.mark;
     move(connections, connection, RESTING, now_ns);
-    pass_end_on(connection);
     (void)pthread_mutex_unlock(&connections->lock);
+    pass_end_on(connection, &receipt);
 }
 
 /* ---- deadlines ---------------------------------------------------------------------------------------------- */
@@ -216,12 +246,13 @@ static void reap_list(struct connections *connections, enum state state, uint64_
 static void look(struct connections *connections, struct connection *connection, uint64_t now_ns)
 {
     const bool unsent = has_unsent(connection->fd);
+    const struct receipt receipt = receipt_of(connection);
 
     connection->look_ns = now_ns + LOOK_NS;
-    pass_end_on(connection);
+    pass_end_on(connection, &receipt);
     if (is_past(connection, connections->config.response_ns, now_ns) && unsent)
         cut(connections, connection, HTTP_CUT_READER, now_ns);
-    else if (received_mark(connection->fd) != connection->received)
+    else if (receipt.mark != connection->received)
         move(connections, connection, RECEIVING, now_ns);
     else if (__atomic_load_n(connection->retired, __ATOMIC_RELAXED) && !unsent)
         (void)shutdown(connection->fd, SHUT_RD); /* to the library its client's end: it closes it in order */

@@ -223,6 +223,14 @@ struct header_lines {
     char text[ACCEPT_LENGTH_MAX + 1];
 };
 
+static void begin_lines(struct header_lines *lines, const char *name)
+{
+    lines->name = name;
+    lines->found = false;
+    lines->length = 0;
+    lines->text[0] = 0;
+}
+
 static enum MHD_Result join_line(void *context, enum MHD_ValueKind kind, const char *name, const char *value)
 {
     struct header_lines *lines = context;
@@ -271,14 +279,16 @@ static struct MHD_Response *whole_page(struct snapshot *snapshot, enum page_form
 
 static enum MHD_Result send_metrics(struct exchange *exchange)
 {
-    struct header_lines accept = {.name = MHD_HTTP_HEADER_ACCEPT};
-    struct header_lines codings = {.name = MHD_HTTP_HEADER_ACCEPT_ENCODING};
+    struct header_lines accept, codings; /* large: initialised by hand, not byte by byte */
+    struct wanted_names wanted;
 
+    begin_lines(&accept, MHD_HTTP_HEADER_ACCEPT);
+    begin_lines(&codings, MHD_HTTP_HEADER_ACCEPT_ENCODING);
+    wanted.count = wanted.given = 0;
     (void)MHD_get_connection_values(exchange->connection, MHD_HEADER_KIND, join_line, &accept);
     (void)MHD_get_connection_values(exchange->connection, MHD_HEADER_KIND, join_line, &codings);
     const enum page_format format = accept_format(accept.found ? accept.text : NULL);
     const enum page_encoding encoding = accept_encoding(codings.found ? codings.text : NULL);
-    struct wanted_names wanted = {.count = 0};
     size_t size;
     int error = 0;
 
