@@ -683,6 +683,9 @@ static enum MHD_Result answer(struct exchange *exchange)
         return send_text(exchange, MHD_HTTP_NOT_FOUND, "not found; see / for what there is\n");
     if ((method_bit(exchange->method) & route->methods) == 0)
         return send_not_allowed(exchange);
+    /* What a form sends would else be silently left out of what it changes. */
+    if (exchange->client->body_bytes > 0 && method_bit(exchange->method) != HTTP_GET)
+        return send_text(exchange, MHD_HTTP_BAD_REQUEST, "arguments go into the query, not into a body\n");
     if (!take_slot(exchange)) {
         give_slot_back(exchange->client);
         return send_busy(exchange, MHD_HTTP_SERVICE_UNAVAILABLE,

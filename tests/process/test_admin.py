@@ -51,6 +51,13 @@ def test_off_by_default(shm):
             assert status == 403 and "--web.enable-admin-api" in text
 
 
+def test_arguments_in_a_body_are_refused(admin):
+    for method in ("POST", "DELETE"):
+        status, text = call(admin, method, body=b"duration=10s")
+        assert status == 400 and "query" in text
+    assert call(admin) == (200, {"on": False})
+
+
 def test_on_for_a_time(shm, admin):
     with simulating(shm, *STEADY):
         admin.wait_page(lambda page: page.of("vllm:eplb_avg_tokens_per_rank") and not page.of(SERIES))
