@@ -50,11 +50,16 @@ int snapshot_page(struct snapshot *snapshot, enum page_format format, enum page_
                   const char **ret_data, size_t *ret_size);
 
 /* A page of the named families alone, as layout_find() knows them, in fresh memory of the caller's. Names that are not
- * there, or there twice, are fine. Costs what is asked for; a large page is made once for all who ask for the same
- * names. Returns 0, -ENOMEM, or -EBUSY when too many others have asked this snapshot for large pages of other names.
- * Any thread. */
-int snapshot_page_of(struct snapshot *snapshot, enum page_format format, enum page_encoding encoding,
-                     const char *const *names, unsigned count, char **ret, size_t *ret_size);
+ * there, or there twice, are fine. Costs what is asked for. Returns 0, -ENOMEM, or -E2BIG when it would be so large
+ * that it is a matter for snapshot_large_page(). Any thread. */
+int snapshot_small_page(struct snapshot *snapshot, enum page_format format, enum page_encoding encoding,
+                        const char *const *names, unsigned count, char **ret, size_t *ret_size);
+
+/* The same, made once for all who ask this snapshot for the same names; the bytes live as long as the caller's
+ * reference, which is one of snapshot_acquire_page(). Returns 0, -ENOMEM, or -EBUSY when too many others have asked for
+ * pages of other names. Any thread. */
+int snapshot_large_page(struct snapshot *snapshot, enum page_format format, enum page_encoding encoding,
+                        const char *const *names, unsigned count, const char **ret_data, size_t *ret_size);
 
 /* CLOCK_BOOTTIME nanoseconds at which the snapshot was taken. */
 uint64_t snapshot_time_ns(const struct snapshot *snapshot);

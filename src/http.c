@@ -247,13 +247,16 @@ static enum MHD_Result join_line(void *context, enum MHD_ValueKind kind, const c
     return MHD_YES;
 }
 
-/* Takes the reference over. NULL with the error, as the next. */
-static struct MHD_Response *named_page(struct snapshot *snapshot, enum page_format format, enum page_encoding encoding,
+/* A page in memory of its own: NULL with the error, as the next. -ENODATA: there is no snapshot yet. */
+static struct MHD_Response *small_page(enum page_format format, enum page_encoding encoding,
                                        const struct wanted_names *wanted, size_t *ret_size, int *ret_error)
 {
+    struct snapshot *snapshot = snapshot_acquire();
     char *page;
 
-    *ret_error = snapshot_page_of(snapshot, format, encoding, wanted->names, wanted->count, &page, ret_size);
+    *ret_error = snapshot
+                     ? snapshot_small_page(snapshot, format, encoding, wanted->names, wanted->count, &page, ret_size)
+                     : -ENODATA;
     snapshot_release(snapshot);
     if (*ret_error)
         return NULL;
@@ -263,20 +266,35 @@ static struct MHD_Response *named_page(struct snapshot *snapshot, enum page_form
     return response;
 }
 
-/* The response has the reference until it is sent. */
-static struct MHD_Response *whole_page(struct snapshot *snapshot, enum page_format format, enum page_encoding encoding,
-                                       size_t *ret_size, int *ret_error)
+/* A page of the snapshot's, which is the response's until it is sent. */
+static struct MHD_Response *kept_page(enum page_format format, enum page_encoding encoding,
+                                      const struct wanted_names *wanted, size_t *ret_size, int *ret_error)
 {
-    const char *page;
+    struct snapshot *snapshot = snapshot_acquire_page();
     struct MHD_Response *response = NULL;
+    const char *page;
 
-    *ret_error = snapshot_page(snapshot, format, encoding, &page, ret_size);
+    *ret_error = !snapshot ? -ENODATA
+                 : wanted->given > 0
+                     ? snapshot_large_page(snapshot, format, encoding, wanted->names, wanted->count, &page, ret_size)
+                     : snapshot_page(snapshot, format, encoding, &page, ret_size);
     if (*ret_error == 0)
         response = MHD_create_response_from_buffer_with_free_callback_cls(*ret_size, (void *)(uintptr_t)page,
                                                                           release_snapshot, snapshot);
     if (!response)
         snapshot_release(snapshot);
     return response;
+}
+
+static enum MHD_Result send_no_page(struct exchange *exchange, int error)
+{
+    switch (error) {
+    case -ENODATA: return send_text(exchange, MHD_HTTP_SERVICE_UNAVAILABLE, "no snapshot has been collected yet\n");
+    case -EBUSY:
+        return send_busy(exchange, MHD_HTTP_SERVICE_UNAVAILABLE,
+                         "too many different large selections of name[] at once; ask for the whole page\n");
+    default: return send_text(exchange, MHD_HTTP_INTERNAL_SERVER_ERROR, "out of memory while rendering the page\n");
+    }
 }
 
 static enum MHD_Result send_metrics(struct exchange *exchange)
@@ -297,16 +315,13 @@ static enum MHD_Result send_metrics(struct exchange *exchange)
     (void)MHD_get_connection_values(exchange->connection, MHD_GET_ARGUMENT_KIND, add_wanted_name, &wanted);
     if (wanted.given > NAMES_MAX)
         return send_text(exchange, MHD_HTTP_BAD_REQUEST, "name[] is given too often; ask for the whole page\n");
-    struct snapshot *snapshot = wanted.given > 0 ? snapshot_acquire() : snapshot_acquire_page();
-    if (!snapshot)
-        return send_text(exchange, MHD_HTTP_SERVICE_UNAVAILABLE, "no snapshot has been collected yet\n");
-    struct MHD_Response *response = wanted.given > 0 ? named_page(snapshot, format, encoding, &wanted, &size, &error)
-                                                     : whole_page(snapshot, format, encoding, &size, &error);
-    if (error == -EBUSY)
-        return send_busy(exchange, MHD_HTTP_SERVICE_UNAVAILABLE,
-                         "too many different large selections of name[] at once; ask for the whole page\n");
+    struct MHD_Response *response = NULL;
+    if (wanted.given > 0)
+        response = small_page(format, encoding, &wanted, &size, &error);
+    if (wanted.given == 0 || error == -E2BIG)
+        response = kept_page(format, encoding, &wanted, &size, &error);
     if (!response)
-        return send_text(exchange, MHD_HTTP_INTERNAL_SERVER_ERROR, "out of memory while rendering the page\n");
+        return send_no_page(exchange, error);
     if (page_content_encoding(encoding))
         (void)MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_ENCODING, page_content_encoding(encoding));
     (void)MHD_add_response_header(response, MHD_HTTP_HEADER_VARY, "Accept, Accept-Encoding");

@@ -137,12 +137,22 @@ static void keep_spare(struct snapshot *snapshot)
         kept.spare = snapshot;
 }
 
+/* With the lock held. */
+static bool has_empty_place(void)
+{
+    for (unsigned i = 0; i < SNAPSHOT_GENERATIONS_MAX; i++)
+        if (!generations[i])
+            return true;
+    return false;
+}
+
 static void keep(struct snapshot *snapshot)
 {
     (void)pthread_mutex_lock(&kept_lock);
     if (snapshot->layout != kept.layout) {
         snapshot_free(snapshot);
-    } else if (text_page(snapshot) && (!kept.earlier || kept.earlier->time_ns < snapshot->time_ns)) {
+    } else if (text_page(snapshot) && has_empty_place() &&
+               (!kept.earlier || kept.earlier->time_ns < snapshot->time_ns)) {
         if (kept.earlier)
             keep_spare(kept.earlier);
         keep_buffers(snapshot, text_page(snapshot));
@@ -463,45 +473,57 @@ static int find_named(struct snapshot *snapshot, enum page_format rendering, enu
     return -EBUSY;
 }
 
-static int copy_named(struct snapshot *snapshot, enum page_format format, enum page_encoding encoding, bool **wanted,
-                      struct buffer *ret)
+/* Which of the layout's families the names are of, to be freed; NULL without memory. */
+static bool *select_families(const struct layout *layout, const char *const *names, unsigned count, size_t *ret_series)
 {
-    const struct buffer *page;
-
-    (void)pthread_mutex_lock(&snapshot->lock);
-    int error = find_named(snapshot, page_rendering(format), encoding, wanted, &page);
-    (void)pthread_mutex_unlock(&snapshot->lock);
-    if (error)
-        return error;
-    /* It lasts as long as the caller's reference. */
-    buffer_add(ret, page->data, page->size);
-    return ret->failed ? -ENOMEM : 0;
-}
-
-int snapshot_page_of(struct snapshot *snapshot, enum page_format format, enum page_encoding encoding,
-                     const char *const *names, unsigned count, char **ret, size_t *ret_size)
-{
-    const struct layout *layout = snapshot->layout;
     bool *wanted = calloc(layout->family_count + 1, sizeof *wanted);
-    struct buffer page = {0};
-    size_t series = 0;
 
-    if (!wanted)
-        return -ENOMEM;
-    for (unsigned i = 0; i < count; i++) {
+    *ret_series = 0;
+    for (unsigned i = 0; wanted && i < count; i++) {
         int family = layout_find(layout, names[i]);
         if (family < 0 || wanted[family])
             continue;
         wanted[family] = true;
-        series += layout->families[family].count;
+        *ret_series += layout->families[family].count;
     }
-    int error = series < NAMED_SERIES ? make_page_of(snapshot, format, encoding, wanted, &page)
-                                      : copy_named(snapshot, format, encoding, &wanted, &page);
+    return wanted;
+}
+
+int snapshot_small_page(struct snapshot *snapshot, enum page_format format, enum page_encoding encoding,
+                        const char *const *names, unsigned count, char **ret, size_t *ret_size)
+{
+    struct buffer page = {0};
+    size_t series;
+    bool *wanted = select_families(snapshot->layout, names, count, &series);
+    int error = !wanted                  ? -ENOMEM
+                : series >= NAMED_SERIES ? -E2BIG
+                                         : make_page_of(snapshot, format, encoding, wanted, &page);
+
     free(wanted);
     if (error)
         return error;
     *ret = page.data;
     *ret_size = page.size;
+    return 0;
+}
+
+int snapshot_large_page(struct snapshot *snapshot, enum page_format format, enum page_encoding encoding,
+                        const char *const *names, unsigned count, const char **ret_data, size_t *ret_size)
+{
+    const struct buffer *page = NULL;
+    size_t series;
+    bool *wanted = select_families(snapshot->layout, names, count, &series);
+
+    if (!wanted)
+        return -ENOMEM;
+    (void)pthread_mutex_lock(&snapshot->lock);
+    int error = find_named(snapshot, page_rendering(format), encoding, &wanted, &page);
+    (void)pthread_mutex_unlock(&snapshot->lock);
+    free(wanted);
+    if (error)
+        return error;
+    *ret_data = page->data;
+    *ret_size = page->size;
     return 0;
 }
 

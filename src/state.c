@@ -8,7 +8,9 @@
 #define WAIT_NS 250000000
 
 struct state_board {
-    pthread_mutex_t lock;          /* guards all: what the sources point to is the collector's while it collects */
+    bool stuck; /* atomic: somebody has waited in vain since the newest collection */
+
+    pthread_mutex_t lock; /* guards what follows: what the sources point to is the collector's while it collects */
     struct family_sources sources; /* without an aggregate before the first collection */
     struct lb *lb;
     char *text; /* of the newest collection; NULL: nobody asked yet */
@@ -45,6 +47,7 @@ void state_end_collection(struct state_board *board, const struct family_sources
     board->lb = lb;
     free(board->text);
     board->text = NULL;
+    __atomic_store_n(&board->stuck, false, __ATOMIC_RELAXED);
     (void)pthread_mutex_unlock(&board->lock);
 }
 
@@ -243,12 +246,20 @@ static char *draw(const struct state_board *board)
     return text;
 }
 
+/* Waits for a collection; for one that stands still only until somebody has done so in vain. */
 static bool lock_in_time(struct state_board *board)
 {
-    uint64_t until_ns = wideep_i_clock_ns(CLOCK_MONOTONIC) + WAIT_NS;
+    uint64_t until_ns = wideep_i_clock_ns(CLOCK_REALTIME) + WAIT_NS;
     const struct timespec until = {(time_t)(until_ns / 1000000000u), (long)(until_ns % 1000000000u)};
 
-    return pthread_mutex_clocklock(&board->lock, CLOCK_MONOTONIC, &until) == 0;
+    if (pthread_mutex_trylock(&board->lock) == 0)
+        return true;
+    if (__atomic_load_n(&board->stuck, __ATOMIC_RELAXED))
+        return false;
+    bool locked = pthread_mutex_timedlock(&board->lock, &until) == 0;
+    if (!locked)
+        __atomic_store_n(&board->stuck, true, __ATOMIC_RELAXED);
+    return locked;
 }
 
 void state_handle(void *context, const struct http_request *request, struct http_reply *reply)

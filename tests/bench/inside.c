@@ -112,15 +112,14 @@ size_t inside_page(enum page_encoding encoding)
 
 size_t inside_render_family(const char *name)
 {
-    char *page;
+    const char *page;
     size_t size, lines = 0;
-    struct snapshot *snapshot = snapshot_acquire();
+    struct snapshot *snapshot = snapshot_acquire_page();
 
-    if (!snapshot || snapshot_page_of(snapshot, PAGE_TEXT, PAGE_IDENTITY, &name, 1, &page, &size) != 0)
+    if (!snapshot || snapshot_large_page(snapshot, PAGE_TEXT, PAGE_IDENTITY, &name, 1, &page, &size) != 0)
         bench_fail(name, -ENOMEM);
     for (size_t i = 0; i < size; i++)
         lines += page[i] == '\n';
-    free(page);
     snapshot_release(snapshot);
     if (lines <= 2)
         bench_fail(name, -ENOENT);

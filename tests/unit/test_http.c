@@ -65,8 +65,8 @@ int snapshot_page(struct snapshot *snapshot, enum page_format format, enum page_
     return 0;
 }
 
-int snapshot_page_of(struct snapshot *snapshot, enum page_format format, enum page_encoding encoding,
-                     const char *const *names, unsigned count, char **ret, size_t *ret_size)
+int snapshot_small_page(struct snapshot *snapshot, enum page_format format, enum page_encoding encoding,
+                        const char *const *names, unsigned count, char **ret, size_t *ret_size)
 {
     (void)snapshot;
     (void)format;
@@ -76,6 +76,14 @@ int snapshot_page_of(struct snapshot *snapshot, enum page_format format, enum pa
     *ret = calloc(1, 1);
     *ret_size = 0;
     return *ret ? 0 : -ENOMEM;
+}
+
+int snapshot_large_page(struct snapshot *snapshot, enum page_format format, enum page_encoding encoding,
+                        const char *const *names, unsigned count, const char **ret_data, size_t *ret_size)
+{
+    (void)names;
+    (void)count;
+    return snapshot_page(snapshot, format, encoding, ret_data, ret_size);
 }
 
 uint64_t snapshot_time_ns(const struct snapshot *snapshot)

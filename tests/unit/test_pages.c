@@ -309,7 +309,7 @@ static char *named(struct snapshot *snapshot, enum page_format format, const cha
     char *page;
     size_t size;
 
-    ck_assert_int_eq(snapshot_page_of(snapshot, format, PAGE_IDENTITY, names, count, &page, &size), 0);
+    ck_assert_int_eq(snapshot_small_page(snapshot, format, PAGE_IDENTITY, names, count, &page, &size), 0);
     char *text = strndup(page, size);
     free(page);
     ck_assert_ptr_nonnull(text);
@@ -382,6 +382,43 @@ START_TEST(a_page_of_names)
     page = named(snapshot, PAGE_PROTOBUF, NULL, 0);
     ck_assert_str_eq(page, "");
     free(page);
+    snapshot_release(snapshot);
+}
+END_TEST
+
+/* Made once for the same names in whatever order, in the snapshot's own memory; a few selections at most. */
+START_TEST(large_pages_of_names)
+{
+    const char *const selected[] = {"wideep_ep_size", "wideep_build_info", "wideep_eplb_passes_total",
+                                    "wideep_series_dropped", "process_open_fds"};
+    const char *const turned[] = {selected[1], selected[0]};
+    struct snapshot *snapshot = make_snapshot(1);
+    const char *page, *again;
+    size_t size;
+
+    ck_assert_int_eq(snapshot_large_page(snapshot, PAGE_TEXT, PAGE_IDENTITY, selected, 2, &page, &size), 0);
+    ck_assert_int_eq(snapshot_large_page(snapshot, PAGE_TEXT, PAGE_IDENTITY, turned, 2, &again, &size), 0);
+    ck_assert_ptr_eq(page, again);
+    for (unsigned i = 2; i < 5; i++) {
+        ck_assert_int_eq(snapshot_large_page(snapshot, PAGE_TEXT, PAGE_IDENTITY, &selected[i], 1, &again, &size), 0);
+        ck_assert_ptr_ne(page, again);
+    }
+    ck_assert_int_eq(snapshot_large_page(snapshot, PAGE_TEXT, PAGE_GZIP, selected, 2, &again, &size), -EBUSY);
+    ck_assert_int_eq(snapshot_large_page(snapshot, PAGE_TEXT, PAGE_IDENTITY, selected, 2, &again, &size), 0);
+    ck_assert_ptr_eq(page, again);
+    snapshot_release(snapshot);
+}
+END_TEST
+
+START_TEST(a_large_page_is_no_small_one)
+{
+    const char *const name = "vllm:generation_throughput_toks_per_s";
+    char *page;
+    size_t size;
+
+    set_engines(3000); /* each has a series of the name, though absent */
+    struct snapshot *snapshot = make_snapshot(1);
+    ck_assert_int_eq(snapshot_small_page(snapshot, PAGE_TEXT, PAGE_IDENTITY, &name, 1, &page, &size), -E2BIG);
     snapshot_release(snapshot);
 }
 END_TEST
@@ -663,6 +700,8 @@ int main(void)
     tcase_add_test(tcase, layout_is_bounded);
     tcase_add_test(tcase, names);
     tcase_add_test(tcase, a_page_of_names);
+    tcase_add_test(tcase, large_pages_of_names);
+    tcase_add_test(tcase, a_large_page_is_no_small_one);
     tcase_add_test(tcase, a_run_that_has_not_changed_is_copied);
     tcase_add_test(tcase, pages_from_earlier_ones_are_as_if_made_anew);
     tcase_add_test(tcase, nothing_is_allocated_anew);
