@@ -24,6 +24,9 @@
 /* So many series beyond the limit are laid out, for those that are absent. Each takes up to 100 bytes. */
 #define LAYOUT_ABSENT_MAX 200000
 
+/* Bytes behind the last text that may be read. */
+#define LAYOUT_SLACK 16
+
 struct layout_run {
     size_t text;        /* offset of the head in `texts` */
     size_t first;       /* index of its first series, of the layout's */

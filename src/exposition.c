@@ -63,21 +63,36 @@ static bool same_values(const struct layout_run *run, const struct value *a, con
     return differ == 0;
 }
 
+/* In pieces of fixed size, which compile to a few instructions each. Reads and writes less than LAYOUT_SLACK bytes too
+ * many: of the layout's texts, and where the number comes. */
+static char *copy_piece(char *to, const char *from, size_t size)
+{
+    for (size_t i = 0; i < size; i += LAYOUT_SLACK)
+        memcpy(to + i, from + i, LAYOUT_SLACK);
+    return to + size;
+}
+
+static_assert(TEXT_NUMBER_MAX >= LAYOUT_SLACK, "what is copied too much is in the place of the number");
+
+/* Most bytes of its lines. */
+static size_t lines_max(const struct layout_run *run)
+{
+    return run->tails_size + run->count * (run->head_size + TEXT_NUMBER_MAX + 1u);
+}
+
 static void add_lines(struct buffer *page, const struct layout *layout, const struct layout_run *run,
                       const struct value *values)
 {
     const char *head = layout->texts.data + run->text, *tail = head + run->head_size;
 
-    if (!buffer_reserve(page, run->tails_size + run->count * (run->head_size + TEXT_NUMBER_MAX + 1u)))
+    if (!buffer_reserve(page, lines_max(run)))
         return;
     char *at = page->data + page->size;
     for (size_t i = run->first; i < run->first + run->count; i++) {
         const size_t tail_size = layout->tail_sizes[i];
         if (values[i].kind != VALUE_ABSENT) {
-            memcpy(at, head, run->head_size);
-            at += run->head_size;
-            memcpy(at, tail, tail_size);
-            at += tail_size;
+            at = copy_piece(at, head, run->head_size);
+            at = copy_piece(at, tail, tail_size);
             at += format_value(at, values[i]);
             *at++ = '\n';
         }
@@ -125,11 +140,23 @@ static void add_family(const struct rendering *rendering, const struct layout_fa
     }
 }
 
+/* So that the page need not be moved as it grows. An empty page is a page, too. */
+static void reserve(const struct rendering *rendering, const bool *wanted)
+{
+    const struct layout *layout = rendering->layout;
+    size_t size = 1;
+
+    for (size_t f = 0; f < layout->family_count; f++)
+        for (size_t r = 0; r < layout->families[f].run_count && (!wanted || wanted[f]); r++)
+            size += lines_max(&layout->runs[layout->families[f].first_run + r]);
+    (void)buffer_reserve(rendering->page, size);
+}
+
 static int render(const struct rendering *rendering, const bool *wanted)
 {
     const struct layout *layout = rendering->layout;
 
-    (void)buffer_reserve(rendering->page, 1); /* an empty page is a page */
+    reserve(rendering, wanted);
     for (size_t f = 0; f < layout->family_count; f++) {
         if (wanted && !wanted[f])
             continue;

@@ -223,6 +223,8 @@ int layout_new(struct layout **ret, const struct family_sources *sources, uint64
         sort_names(layout);
     }
     free(making.text.bytes.data);
+    static const char slack[LAYOUT_SLACK];
+    buffer_add(&layout->texts, slack, sizeof slack);
     if (!layout->families || !layout->by_name || layout->texts.failed) {
         layout_unref(layout);
         return -ENOMEM;

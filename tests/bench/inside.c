@@ -112,14 +112,15 @@ size_t inside_page(enum page_encoding encoding)
 
 size_t inside_render_family(const char *name)
 {
-    const char *page;
+    char *page;
     size_t size, lines = 0;
-    struct snapshot *snapshot = snapshot_acquire_page();
+    struct snapshot *snapshot = snapshot_acquire();
 
-    if (!snapshot || snapshot_large_page(snapshot, PAGE_TEXT, PAGE_IDENTITY, &name, 1, &page, &size) != 0)
+    if (!snapshot || snapshot_small_page(snapshot, PAGE_TEXT, PAGE_IDENTITY, &name, 1, &page, &size) != 0)
         bench_fail(name, -ENOMEM);
     for (size_t i = 0; i < size; i++)
         lines += page[i] == '\n';
+    free(page);
     snapshot_release(snapshot);
     if (lines <= 2)
         bench_fail(name, -ENOENT);

@@ -109,7 +109,7 @@ static void run_drain(const char *directory, int argc, char **argv)
     bench_fleet_close(&fleet);
 }
 
-/* The instruction counter looks at inside_drain(), snapshot_page_of() or inside_collect() alone. */
+/* The instruction counter looks at inside_drain(), snapshot_small_page() or inside_collect() alone. */
 static void run_count(const char *directory, const char *what, int argc, char **argv)
 {
     const unsigned calls = (unsigned)bench_option(argc, argv, "calls", 1);
