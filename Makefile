@@ -71,9 +71,14 @@ BENCH_SRCS := $(wildcard tests/bench/*.c)
 BENCH_CC_SRCS := $(wildcard tests/bench/*.cc)
 ABI_HEADER := $(wildcard shm-abi/wideep_shm.h)
 MAN_PAGES := $(wildcard deploy/man/*.[1-8])
+CMAKE_FILES := $(wildcard shm-abi/*.cmake.in)
+# Built by others, in their own ways, and by the tests: no part of `all`.
+EXAMPLE_C_SRCS := $(wildcard shm-abi/examples/*.c)
+EXAMPLE_CC_SRCS := $(wildcard shm-abi/examples/*.cc)
+PYTHON_C_SRCS := $(wildcard shm-abi/python/src/*.c)
 C_SRCS := $(MAIN_SRCS) $(SIM_SRCS) $(DUMP_SRCS) $(LIB_SRCS) $(SO_SRCS) $(UNIT_SRCS) $(UNIT_HELPER_SRCS) $(ABI_C_SRCS) $(BENCH_SRCS)
 CC_SRCS := $(ABI_CC_SRCS) $(BENCH_CC_SRCS)
-FORMATTED := $(C_SRCS) $(CC_SRCS) \
+FORMATTED := $(C_SRCS) $(CC_SRCS) $(EXAMPLE_C_SRCS) $(EXAMPLE_CC_SRCS) $(PYTHON_C_SRCS) \
 	$(wildcard include/*.h shm-abi/*.h src/*.h tests/unit/*.h tests/abi/*.h tests/bench/*.h)
 
 ABI_NAMES := $(notdir $(basename $(ABI_C_SRCS) $(ABI_CC_SRCS)))
@@ -100,8 +105,8 @@ BENCH_PROGRAMS := $(addprefix $(B)/tests/bench/,writer writer_cxx feed reader lo
 # ---- flags ------------------------------------------------------------------------------------
 
 # Nothing is asked of the compiler or of pkg-config for targets that compile nothing.
-NO_COMPILE := help clean format deps deps-test deps-bench deps-lint bench bench-quick bench-baseline check check-ci check-all check-matrix asan ubsan tsan demo lint \
-	uninstall
+NO_COMPILE := help clean format deps deps-test deps-bench deps-lint deps-wheel bench bench-quick bench-baseline check check-ci \
+	check-all check-matrix asan ubsan tsan demo lint uninstall wheel
 ifneq ($(filter-out $(NO_COMPILE),$(or $(MAKECMDGOALS),all)),)
 
 PKGS := libmicrohttpd liburcu-bp gnutls jansson libsystemd yaml-0.1 libcrypt libdeflate libprotobuf-c
@@ -397,18 +402,32 @@ lack=$$(missing); \
 [ -z "$$lack" ] || { echo "Could not install:" $$lack >&2; exit 1; }
 endef
 
-.PHONY: deps deps-test deps-bench deps-lint
+.PHONY: deps deps-test deps-bench deps-lint deps-wheel
 deps: ## Install the Debian packages the build and the demo need
 	$(call install_packages,tests/deps-build.txt)
 
 deps-test: ## Those the tests need too
-	$(call install_packages,tests/deps-build.txt tests/deps-test.txt)
+	$(call install_packages,tests/deps-build.txt tests/deps-wheel.txt tests/deps-test.txt)
 
 deps-bench: ## Those of make bench
 	$(call install_packages,tests/deps-build.txt tests/deps-bench.txt)
 
 deps-lint: ## Those of make lint
 	$(call install_packages,tests/deps-build.txt tests/deps-lint.txt)
+
+deps-wheel: ## Those of make wheel
+	$(call install_packages,tests/deps-wheel.txt)
+
+# ---- Python -----------------------------------------------------------------------------------
+
+# Of a copy: setuptools writes beside what it builds, and the header and the licence belong into the sdist.
+.PHONY: wheel
+wheel: deps-wheel ## Build the wheel and the sdist of shm-abi/python into build/wheel/
+	rm -rf $(B)/python $(B)/wheel
+	mkdir -p $(B)
+	cp -R shm-abi/python $(B)/python
+	cp $(ABI_HEADER) LICENSE $(B)/python
+	cd $(B)/python && $(PYTHON) -m build --no-isolation --outdir ../wheel .
 
 # ---- style ------------------------------------------------------------------------------------
 
@@ -423,9 +442,10 @@ TIDY_CFLAGS = -std=gnu11 -D_GNU_SOURCE -Iinclude -Ishm-abi -Itests/unit -I$(B)/g
 TIDY_CXXFLAGS = -std=c++17 -D_GNU_SOURCE -Ishm-abi
 lint-tidy: $(B)/gen/version.h $(PROTO_HEADERS) $(TABLES)
 	@exec 2> >(grep -v ' warnings\? generated\.$$' >&2); status=0; \
-	$(if $(C_SRCS),printf '%s\n' $(C_SRCS) | xargs -P $(JOBS) -I{} $(CLANG_TIDY) --quiet {} -- $(TIDY_CFLAGS) || status=1;) \
-	$(if $(CC_SRCS),printf '%s\n' $(CC_SRCS) | xargs -P $(JOBS) -I{} $(CLANG_TIDY) --quiet {} -- $(TIDY_CXXFLAGS) \
-		|| status=1;) \
+	printf '%s\n' $(C_SRCS) $(EXAMPLE_C_SRCS) | xargs -P $(JOBS) -I{} $(CLANG_TIDY) --quiet {} -- $(TIDY_CFLAGS) || status=1; \
+	printf '%s\n' $(CC_SRCS) $(EXAMPLE_CC_SRCS) | xargs -P $(JOBS) -I{} $(CLANG_TIDY) --quiet {} -- $(TIDY_CXXFLAGS) \
+		|| status=1; \
+	$(CLANG_TIDY) --quiet $(PYTHON_C_SRCS) -- $(TIDY_CFLAGS) $$($(PYTHON)-config --includes) || status=1; \
 	exit $$status
 
 # The check library's macros hide the control flow that cppcheck follows, so the unit tests stay out.
@@ -434,7 +454,7 @@ lint-tidy: $(B)/gen/version.h $(PROTO_HEADERS) $(TABLES)
 CPPCHECK_PLATFORM := -D_GNU_SOURCE -D__x86_64__ -D__LP64__ -D__SIZEOF_POINTER__=8 -DMADV_WIPEONFORK=18 -DO_PATH=010000000 \
 	-DPROTOBUF_C_VERSION_NUMBER=1003000 \
 	--suppress=varFuncNullUB --suppress=memsetClassFloat
-CPPCHECKED = $(filter-out tests/unit/%,$(C_SRCS)) $(CC_SRCS)
+CPPCHECKED = $(filter-out tests/unit/%,$(C_SRCS)) $(CC_SRCS) $(EXAMPLE_C_SRCS) $(EXAMPLE_CC_SRCS) $(PYTHON_C_SRCS)
 lint-cppcheck: $(B)/gen/version.h $(PROTO_HEADERS) $(TABLES)
 	@$(if $(strip $(CPPCHECKED)),$(CPPCHECK) --quiet --std=c11 --std=c++17 --enable=warning$(comma)performance$(comma)portability \
 		--error-exitcode=1 --inline-suppr --suppress=missingIncludeSystem $(CPPCHECK_PLATFORM) -Iinclude -Ishm-abi \
@@ -452,7 +472,9 @@ format: ## Format the sources in place
 below_prefix = $(patsubst $(PREFIX)/%,$${prefix}/%,$(1))
 man_directory = $(MANDIR)/man$(patsubst .%,%,$(suffix $(1)))
 # As they lie here, because they name each other that way.
-DOCUMENTS := README.md CHANGELOG.md LICENSE $(wildcard shm-abi/README.md deploy/*.md)
+DOCUMENTS := README.md CHANGELOG.md LICENSE $(wildcard shm-abi/*.md shm-abi/python/README.md shm-abi/examples/* deploy/*.md)
+PACKAGE_VARIABLES = -e 's|@PREFIX@|$(PREFIX)|g' -e 's|@INCLUDEDIR@|$(1)|g' -e 's|@LIBDIR@|$(2)|g' -e 's|@VERSION@|$(VERSION)|g'
+CMAKE_DIRECTORY = $(LIBDIR)/cmake/wideep_shm
 
 .PHONY: install uninstall
 install: all ## Install under PREFIX (default /usr/local), below DESTDIR if given
@@ -465,11 +487,12 @@ ifneq ($(SO_SRCS),)
 endif
 	$(if $(ABI_HEADER),$(INSTALL) -m 644 $(ABI_HEADER) '$(DESTDIR)$(INCLUDEDIR)')
 ifneq ($(wildcard shm-abi/wideep_shm.pc.in),)
-	sed -e 's|@PREFIX@|$(PREFIX)|g' -e 's|@INCLUDEDIR@|$(call below_prefix,$(INCLUDEDIR))|g' \
-		-e 's|@LIBDIR@|$(call below_prefix,$(LIBDIR))|g' -e 's|@VERSION@|$(VERSION)|g' shm-abi/wideep_shm.pc.in \
+	sed $(call PACKAGE_VARIABLES,$(call below_prefix,$(INCLUDEDIR)),$(call below_prefix,$(LIBDIR))) shm-abi/wideep_shm.pc.in \
 		>'$(DESTDIR)$(LIBDIR)/pkgconfig/wideep_shm.pc'
 	chmod 644 '$(DESTDIR)$(LIBDIR)/pkgconfig/wideep_shm.pc'
 endif
+	$(foreach file,$(CMAKE_FILES),$(INSTALL) -D -m 644 $(file) '$(DESTDIR)$(CMAKE_DIRECTORY)/$(basename $(notdir $(file)))' && \
+		sed -i $(call PACKAGE_VARIABLES,$(INCLUDEDIR),$(LIBDIR)) '$(DESTDIR)$(CMAKE_DIRECTORY)/$(basename $(notdir $(file)))' &&) :
 	$(foreach page,$(MAN_PAGES),$(INSTALL) -D -m 644 $(page) '$(DESTDIR)$(call man_directory,$(page))/$(notdir $(page))' &&) :
 	$(foreach document,$(DOCUMENTS),$(INSTALL) -D -m 644 $(document) '$(DESTDIR)$(DOCDIR)/$(document)' &&) :
 ifneq ($(SO_SRCS),)
@@ -480,7 +503,8 @@ ifneq ($(SO_SRCS),)
 endif
 
 # Directories that others share are left alone, even when they are empty.
-OWN_DIRECTORIES = $(DOCDIR)/shm-abi $(DOCDIR)/deploy $(DOCDIR) $(if $(DESTDIR)$(filter-out /usr /usr/local,$(PREFIX)),$(LIBDIR)/pkgconfig \
+OWN_DIRECTORIES = $(addprefix $(DOCDIR)/,shm-abi/python shm-abi/examples shm-abi deploy) $(DOCDIR) $(CMAKE_DIRECTORY) \
+	$(if $(DESTDIR)$(filter-out /usr /usr/local,$(PREFIX)),$(LIBDIR)/pkgconfig $(LIBDIR)/cmake \
 	$(sort $(foreach page,$(MAN_PAGES),$(call man_directory,$(page)))) $(MANDIR) $(BINDIR) $(LIBDIR) $(INCLUDEDIR) \
 	$(patsubst %/,%,$(dir $(DOCDIR)) $(dir $(MANDIR))) $(PREFIX))
 
@@ -488,6 +512,7 @@ uninstall: ## Remove what install put there
 	rm -f $(foreach name,wideep-exporter wideep-sim wideep-dump,'$(DESTDIR)$(BINDIR)/$(name)') \
 		$(foreach name,libwideep_shm.so $(SO_NAME) $(SO_REAL) pkgconfig/wideep_shm.pc,'$(DESTDIR)$(LIBDIR)/$(name)') \
 		$(foreach name,$(notdir $(ABI_HEADER)),'$(DESTDIR)$(INCLUDEDIR)/$(name)') \
+		$(foreach file,$(CMAKE_FILES),'$(DESTDIR)$(CMAKE_DIRECTORY)/$(basename $(notdir $(file)))') \
 		$(foreach page,$(MAN_PAGES),'$(DESTDIR)$(call man_directory,$(page))/$(notdir $(page))') \
 		$(foreach document,$(DOCUMENTS),'$(DESTDIR)$(DOCDIR)/$(document)')
 	@$(foreach directory,$(OWN_DIRECTORIES),rmdir '$(DESTDIR)$(directory)' 2>/dev/null;) :

@@ -125,13 +125,6 @@ def test_the_readmes_example_in_c(tmp_path, command):
     assert (totals["models"][0]["recorded_passes"], totals["generation_tokens"]) == (1000, 187000)
 
 
-def test_the_readmes_example_in_python(tmp_path):
-    env = dict(os.environ, WIDEEP_SHM_DIR=str(tmp_path), LD_LIBRARY_PATH=str(BUILD))
-    run(sys.executable, "-c", readme_example("python"), env=env)
-    segment = Segment(tmp_path / "wideep.default.e0.r0")
-    assert segment.totals()["generation_tokens"] == 187 and segment.live()["closed_ns"] > 0
-
-
 # ---- builds -------------------------------------------------------------------------------------------------------
 
 ONE = '#include "wideep_shm.h"\n'
