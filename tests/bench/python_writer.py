@@ -1,7 +1,7 @@
 #!/usr/bin/python3
-"""What recording costs from Python, by a binding of libwideep_shm.so.
+"""What recording costs from Python, by the distribution `wideep` or by ctypes and libwideep_shm.so.
 
-    python_writer.py LIBRARY DIRECTORY hot|paced [--binding=ctypes] [--ms=N] [--pace=N] [CASE]...
+    python_writer.py LIBRARY DIRECTORY hot|paced [--binding=BINDING] [--ms=N] [--pace=N] [CASE]...
 
 Samples are as writer.c has them: means of batches when hot, single calls when paced. The collector of garbage is left
 on, as an engine would.
@@ -58,6 +58,13 @@ class Ctypes:
         self.record_pass, self.record_eplb = shm.wideep_record_pass, shm.wideep_record_eplb
         self.record_dbo, self.record_tokens = shm.wideep_record_dbo, shm.wideep_record_tokens
 
+    @staticmethod
+    def matrix(memory, layers, slots):
+        return c.c_void_p(memory.buffer_info()[0])
+
+    def layers_of(self, packed):
+        return c.c_void_p(c.addressof(c.c_char.from_buffer(packed)))
+
     def loads(self, number, loads, logical):
         self.this_pass.number = number
         return self.record_pass(self.writer, self.pass_pointer, loads, logical)
@@ -75,14 +82,37 @@ class Ctypes:
         return self.record_tokens(self.writer, c.c_uint64(prompt), c.c_uint64(generation))
 
 
-# A binding has the methods of Ctypes. One that is compiled goes here.
-BINDINGS = {"ctypes": Ctypes}
+class Extension:
+    """The compiled binding, as an engine would use it."""
+
+    def __init__(self, _, directory, engine, layers, slots):
+        import wideep
+        self.writer = wideep.Writer(engine=engine, directory=directory, ep_size=EP_SIZE,
+                                    models=[wideep.Model(MODEL.decode(), layers, WORK_EXPERTS, slots)])
+        self.tokens = self.writer.record_tokens
+        self.outcomes = {ENGAGED: "engaged", EMPTY_SECOND_UBATCH: "empty_second_ubatch"}
+
+    @staticmethod
+    def matrix(memory, layers, slots):
+        return memoryview(memory).cast("B").cast("i", (layers, slots))
+
+    def layers_of(self, packed):
+        """Averages and maxima, as the columns of what was packed."""
+        values = array.array("d", bytes(packed))
+        return values[1::3], values[2::3]
+
+    def loads(self, number, loads, logical):
+        self.writer.record_pass(loads, logical, pass_=number)
+
+    def layers(self, number, layers, count):
+        self.writer.record_eplb(*layers, pass_=number)
+
+    def dbo(self, number, outcome, first, second):
+        self.writer.record_dbo(phase="decode", outcome=self.outcomes[outcome], ubatch_tokens=(first, second),
+                               pass_=number)
 
 
-def matrix(values):
-    """Memory with these numbers as int32, as numpy or torch would hold them, and a pointer to it."""
-    memory = array.array("i", values)
-    return memory, c.c_void_p(memory.buffer_info()[0])
+BINDINGS = {"ctypes": Ctypes, "extension": Extension}
 
 
 class Cases:
@@ -95,12 +125,15 @@ class Cases:
         self.layers = [x for i in range(WORK_LAYERS) for x in (i, 0, 100.0 + i, 130.0 + 2 * i)]
         self.packer = struct.Struct("=" + "IIdd" * WORK_LAYERS)
         self.packed = bytearray(self.packer.size)
-        self.packed_pointer = c.c_void_p(c.addressof(c.c_char.from_buffer(self.packed)))
         self.packer.pack_into(self.packed, 0, *self.layers)
+        self.ready = self.work.layers_of(self.packed)
         shapes = ((WORK_LAYERS, WORK_EXPERTS), (PASS_LAYERS, PASS_SLOTS))
-        self.loads = [matrix(chance.randrange(32) for _ in range(layers * slots)) for layers, slots in shapes]
-        self.logical = [matrix((i * 7 + 3) % slots % WORK_EXPERTS for _ in range(layers) for i in range(slots))
-                        for layers, slots in shapes]
+        # As numpy or torch would hold them.
+        self.memory = [(array.array("i", (chance.randrange(32) for _ in range(layers * slots))),
+                        array.array("i", ((i * 7 + 3) % slots % WORK_EXPERTS for _ in range(layers)
+                                          for i in range(slots)))) for layers, slots in shapes]
+        self.matrices = [[self.work.matrix(memory, *shape) for memory in both]
+                         for shape, both in zip(shapes, self.memory)]
 
     def dbo(self):
         self.number += 1
@@ -113,11 +146,12 @@ class Cases:
     def eplb_ready(self):
         """The layers lie in memory as the call wants them."""
         self.number += 1
-        return self.work.layers(self.number, self.packed_pointer, WORK_LAYERS)
+        return self.work.layers(self.number, self.ready, WORK_LAYERS)
 
     def work_a(self):
         """From floats of Python's own, as prometheus_client takes them."""
         self.packer.pack_into(self.packed, 0, *self.layers)
+        self.ready = self.work.layers_of(self.packed)
         return self.eplb_ready() or self.dbo()
 
     def work_a_ready(self):
@@ -125,12 +159,12 @@ class Cases:
 
     def work_b(self):
         self.number += 1
-        return self.work.loads(self.number, self.loads[0][1], self.logical[0][1])
+        return self.work.loads(self.number, *self.matrices[0])
 
     # `pass` is a keyword.
     def pass_(self):
         self.number += 1
-        return self.whole.loads(self.number, self.loads[1][1], self.logical[1][1])
+        return self.whole.loads(self.number, *self.matrices[1])
 
     def named(self, name):
         return getattr(self, name + "_" if name == "pass" else name)
@@ -182,7 +216,7 @@ def main():
     cases = Cases(options.binding, options.library, options.directory)
     calls = {name: cases.named(name) for name in options.cases or CASES}
     for name, call in calls.items():
-        if call() != 0:
+        if call() not in (0, None):
             raise SystemExit(f"{name} failed")
     measured = hot(calls, options.ms) if options.how == "hot" else paced(calls, options.ms, options.pace)
     for name, samples in measured:

@@ -19,7 +19,10 @@ LARGEST_SERIES = 8 * 58 * 256
 
 def command(settings, language, directory, how, *flags):
     if language == "python":
-        return python(HERE / "python_writer.py", settings.build / "libwideep_shm.so", directory, how, *flags)
+        extension = (settings.build / "bench/python").resolve()
+        binding = "extension" if (extension / "wideep").exists() else "ctypes"
+        return ["env", f"PYTHONPATH={extension}", *python(HERE / "python_writer.py", settings.build / "libwideep_shm.so",
+                                                          directory, how, f"--binding={binding}", *flags)]
     return [settings.program("writer" if language == "c" else "writer_cxx"), directory, how, *flags]
 
 
