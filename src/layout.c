@@ -16,6 +16,7 @@ static void add_label(struct series_text *text, const char *name, const char *va
 {
     char escaped[2 * SEGMENT_MODEL_MAX + 1];
 
+    assert(value);
     buffer_add(&text->bytes, &text->separator, 1);
     text->separator = ',';
     buffer_text(&text->bytes, name);
