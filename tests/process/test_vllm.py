@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,22 +23,30 @@ from exporter_helpers import Lines, exporting, gone, shared_directory, wait_for
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests" / "vllm"
 MODEL, DRAFT = "served-name", "served-name:draft"
+KINDS = (("target", MODEL), ("draft", DRAFT))
 # Long enough for a pass to be drained from the ring before 64 later ones, on a busy machine.
 FLAGS = ("--collect.interval=25ms", "--throughput.interval=1s")
 
 
 @pytest.fixture(scope="session")
-def python(tmp_path_factory, installed_wheel):
-    """A python that has the wheel and numpy, and nothing else that was installed."""
+def python(tmp_path_factory):
+    """A python that has the wheel, built from what git knows, and numpy; nothing else was installed."""
+    work = tmp_path_factory.mktemp("wheel")
+    for name in subprocess.check_output(["git", "ls-files", "-z", "--", "shm-abi", "LICENSE"], cwd=ROOT, text=True).split("\0"):
+        if name and (ROOT / name).exists():
+            (work / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, work / name)
+    for command in ([sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", work / "dist",
+                     work / "shm-abi" / "python"],
+                    [sys.executable, "-m", "venv", work / "venv"],
+                    [work / "venv" / "bin" / "pip", "install", "--quiet", "--no-index", "--find-links", work / "dist", "wideep"]):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
     borrowed = tmp_path_factory.mktemp("borrowed")
     (borrowed / "numpy").symlink_to(pathlib.Path(numpy.__file__).parent)
     path = [TESTS / "fake", borrowed]
-    try:
-        import torch
-        del torch
-    except ImportError:
-        path.append(TESTS / "shim")
-    return types.SimpleNamespace(program=installed_wheel, path=os.pathsep.join(map(str, path)))
+    path.append(TESTS / "shim")
+    return types.SimpleNamespace(program=str(work / "venv" / "bin" / "python"), path=os.pathsep.join(map(str, path)))
 
 
 class Engine:
@@ -72,8 +81,18 @@ class Engine:
         return Books(self.out, len(self.pids))
 
     def log(self):
-        """Lines of the plugin, without the process number."""
-        return [line.split(" ", 1)[1] for line in list(self.errors.lines) if "wideep:" in line]
+        """Lines of the plugin that are not good news."""
+        return [line for line in list(self.errors.lines) if "wideep:" in line and " recorded in " not in line]
+
+    def hooks_off(self):
+        """Names of hooks, each of which said so once in each process that it concerns."""
+        lines = []
+        for line in self.log():
+            said = re.fullmatch(r"(\d+) wideep: (.*) hook is off, (.*)", line)
+            assert said, line
+            lines.append(said.groups())
+        assert len({(pid, hook) for pid, hook, _ in lines}) == len(lines), lines
+        return {hook for _, hook, _ in lines}
 
     def end(self):
         self.process.stdin.close()
@@ -105,6 +124,11 @@ class Books:
         self.arrays = [dict(numpy.load(out / f"rank{rank}.npz")) for rank in range(ranks)]
         self.tokens = json.loads((out / "frontend.json").read_text())
 
+    def __eq__(self, other):
+        return self.ranks == other.ranks and self.tokens == other.tokens and all(
+            mine.keys() == theirs.keys() and all((mine[name] == theirs[name]).all() for name in mine)
+            for mine, theirs in zip(self.arrays, other.arrays))
+
     def loads(self, kind):
         """[rank][pass][layer][slot]"""
         return numpy.stack([arrays[f"{kind}_loads"] for arrays in self.arrays]).astype(numpy.int64)
@@ -118,8 +142,6 @@ class Books:
         """[layer][logical expert] that this rank has routed."""
         loads, maps = self.arrays[rank][f"{kind}_loads"], self.arrays[rank][f"{kind}_maps"]
         out = numpy.zeros((loads.shape[1], logical), numpy.int64)
-        for _, layer, slot in zip(*numpy.nonzero(loads)) if False else ():
-            del layer, slot
         for layer in range(loads.shape[1]):
             where, what = maps[:, layer].ravel(), loads[:, layer].ravel()
             numpy.add.at(out[layer], where[where >= 0], what[where >= 0])
@@ -184,7 +206,7 @@ def expect_experts(directory, books, logical=10):
     for rank in range(len(books.ranks)):
         segment = Segment(str(directory / f"wideep.default.e{rank}.r{rank}"))
         for model, kind in enumerate(kind for kind in ("target", "draft") if f"{kind}_loads" in books.arrays[rank]):
-            found = numpy.array(segment.expert_plane(model))
+            found = numpy.array(segment.expert_tokens(model))
             assert (found == books.expert_tokens(kind, rank, logical)).all()
     return True
 
@@ -213,7 +235,80 @@ def test_all_that_the_engine_did_is_served(python, tmp_path, options):
         expect_tokens(page, books)
         expect_experts(directory, books)
         assert page.one("wideep_ep_size", model_name=MODEL) == 4
-        assert [line for line in engine.log() if "recorded in" not in line] == []
+        assert engine.log() == []
         engine.end()
         # An orderly end: gauges go, counters stay.
         exporter.wait_page(lambda page: not page.of("wideep_rank_up") and expect_dbo(page, books))
+
+
+ALL = frozenset({"loads", "rearrangements", "dbo", "tokens"})
+
+
+@pytest.fixture(scope="session")
+def untouched(python, tmp_path_factory):
+    """What the engine does when it is left alone, by runner."""
+    def run(newer):
+        if newer not in books:
+            out = tmp_path_factory.mktemp("untouched")
+            with shared_directory() as directory, \
+                    serving(python, directory, out, newer=newer, env={"WIDEEP_VLLM": "off"}) as engine:
+                books[newer] = engine.go()
+                assert engine.log() == [] and not list(directory.iterdir())
+                engine.end()
+        return books[newer]
+
+    books = {}
+    return run
+
+
+# The change of a later version, for which runner, the hooks that it switches off, and what is lost.
+CHANGES = [
+    ("step:added", False, (), ()),
+    ("step:renamed", False, ("eplb",), ("loads",)),
+    ("step:gone", False, ("eplb", "rearrangement"), ("loads", "rearrangements")),
+    ("rearrange:added", False, (), ()),
+    ("rearrange:renamed", False, ("rearrangement",), ("rearrangements",)),
+    ("rearrange:gone", False, ("rearrangement",), ("rearrangements",)),
+    ("_should_record_current_step:gone", False, ("eplb",), ("loads",)),
+    ("_should_record_current_step:returns", False, ("eplb",), ("loads",)),
+    ("_commit_eplb_maps:renamed", False, ("eplb-maps",), ()),
+    ("_commit_eplb_maps:gone", False, ("eplb-maps",), ()),
+    ("_commit_eplb_maps_for_layer:gone", False, ("eplb-maps",), ()),
+    ("_post_process_ubatch:added", False, (), ()),
+    ("_post_process_ubatch:renamed", False, ("dbo",), ("dbo",)),
+    ("_post_process_ubatch:gone", False, ("dbo",), ("dbo",)),
+    ("_post_process_ubatch:returns", False, ("dbo",), ("dbo",)),
+    ("check_ubatch_thresholds:renamed", False, (), ()),
+    ("check_ubatch_thresholds:gone", False, ("dbo",), ("dbo",)),
+    ("check_ubatch_thresholds:gone", True, ("dbo", "dbo (newer runner)"), ("dbo",)),
+    ("sync_cudagraph_and_dp_padding:moved", True, (), ()),
+    ("sync_cudagraph_and_dp_padding:returns", True, ("dbo (newer runner)",), ("dbo",)),
+    ("sync_cudagraph_and_dp_padding:gone", True, ("dbo (newer runner)",), ("dbo",)),
+    ("_dummy_run:added", False, (), ()),
+    ("_dummy_run:gone", False, ("dummy-run",), ("dbo",)),
+    ("compile_or_warm_up_model:gone", False, ("warm-up",), None),
+    ("record:added", False, (), ()),
+    ("record:renamed", False, ("tokens",), ("tokens",)),
+    ("record:abstract", False, (), ()),
+]
+
+
+@pytest.mark.parametrize("change, newer, off, lost", CHANGES, ids=[f"{c[0]}{'-newer' if c[1] else ''}" for c in CHANGES])
+def test_an_engine_that_has_changed_goes_on_and_the_rest_is_recorded(python, untouched, tmp_path, change, newer, off, lost):
+    with shared_directory() as directory, exporting(directory, *FLAGS) as exporter, \
+            serving(python, directory, tmp_path / "out", newer=newer, env={"FAKE_CHANGE": change}) as engine:
+        if lost is not None:
+            exporter.wait_page(lambda page: len(page.of("wideep_rank_up")) == 4)
+        books = engine.go()
+        assert books == untouched(newer)
+        assert engine.hooks_off() == set(off)
+        if lost is None:  # the segments appear with the first passes, some of which nobody sees
+            exporter.wait_page(lambda page: len(page.of("wideep_rank_up")) == 4 and expect_tokens(page, books))
+            return
+        checks = {"loads": lambda page: all(expect_loads(page, books, *pair) for pair in KINDS),
+                  "rearrangements": lambda page: expect_rearrangements(page, books, "sync", [MODEL, DRAFT]),
+                  "dbo": lambda page: expect_dbo(page, books),
+                  "tokens": lambda page: expect_tokens(page, books)}
+        for name in ALL - set(lost):
+            exporter.wait_page(checks[name])
+        engine.end()

@@ -134,10 +134,18 @@ def configuration(options, rank):
     return VllmConfig(ModelConfig(options["model"], options["served"]), parallel, SpeculativeConfig(1))
 
 
+def set_up_logging():
+    """As vLLM sets up its own logger and nobody else's."""
+    logging.basicConfig(level=logging.WARNING, format="%(process)d %(message)s", force=True)
+    logging.getLogger("vllm").setLevel(logging.INFO)
+
+
 def run_rank(options, out, address, rank):
+    set_up_logging()
     from vllm.plugins import load_general_plugins
     load_general_plugins()
     import torch
+    from vllm import found
     from vllm.v1.worker.gpu_worker import Worker
 
     hub, control = (multiprocessing.connection.Client(address) for _ in range(2))
@@ -147,8 +155,7 @@ def run_rank(options, out, address, rank):
     worker = Worker(configuration(options, rank), hub, options["ranks"], options["device"])
     worker.load_model(options["newer"], books)
     worker.determine_available_memory()
-    assert getattr(worker, "compile_or_warm_up_model", None) or worker.renamed_compile_or_warm_up_model
-    (getattr(worker, "compile_or_warm_up_model", None) or worker.renamed_compile_or_warm_up_model)()
+    found(worker, "compile_or_warm_up_model")()
     books.warm()
     torch.delay = options["delay"]
     if options["device"] != "cpu":
@@ -227,6 +234,7 @@ def start_ranks(options, out, address):
 
 
 def serve(options, out):
+    set_up_logging()
     from vllm.plugins import load_general_plugins
     load_general_plugins()
     loggers = []
@@ -265,9 +273,6 @@ def serve(options, out):
 
 
 def main():
-    # As vLLM sets up its own logger and nobody else's.
-    logging.basicConfig(level=logging.WARNING, format="%(process)d %(message)s")
-    logging.getLogger("vllm").setLevel(logging.INFO)
     out, options = pathlib.Path(sys.argv[1]), {**DEFAULTS, **json.loads(sys.argv[2])}
     if len(sys.argv) > 3:
         run_rank(options, out, sys.argv[3], int(sys.argv[4]))

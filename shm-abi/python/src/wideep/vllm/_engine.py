@@ -14,6 +14,8 @@ from ._segments import Segment, segments
 
 GROUPS = "vllm.distributed.parallel_state"
 
+eplb_hooks: list[Hook] = []  # those that will say how many layers and experts there are
+
 
 def group_id(parallel_config: Any) -> int:
     """Alike on all ranks that run collectives together, other for another group; 0 for an engine by itself. The size
@@ -103,8 +105,7 @@ class Rank:
 
     @staticmethod
     def _expects_loads(config: Any) -> bool:
-        from . import _loads
-        return bool(getattr(config.parallel_config, "enable_eplb", False)) and _loads.hook.on
+        return bool(getattr(config.parallel_config, "enable_eplb", False)) and any(hook.on for hook in eplb_hooks)
 
     def _arguments(self, config: Any) -> dict[str, Any]:
         parallel = config.parallel_config

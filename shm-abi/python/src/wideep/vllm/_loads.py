@@ -16,6 +16,8 @@ from ._settings import record_always
 hook = Hook("eplb", "expert loads are not recorded")
 maps_hook = Hook("eplb-maps", "the map of experts is copied from the device with each recorded pass")
 
+_engine.eplb_hooks.append(hook)
+
 _TRACKER = "_wideep_tracker"
 _MODEL = "_wideep_model"
 
@@ -219,9 +221,11 @@ class Step(Wrapper):
 
     def before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         state = args[0]
-        known = tracker(state)  # memory is allocated while the engine profiles itself
         if self.parameters.get("is_profile", args, kwargs):
+            if _engine.rank().vllm_config is not None:
+                tracker(state)  # allocates memory, at the right time
             return
+        known = tracker(state)
         recorded = state._should_record_current_step(log_stats=bool(self.parameters.get("log_stats", args, kwargs)))
         if not isinstance(recorded, bool):
             raise Unfit(f"_should_record_current_step() returns {type(recorded).__name__}")

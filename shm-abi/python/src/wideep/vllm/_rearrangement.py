@@ -9,6 +9,7 @@ from . import _engine, _loads
 from ._hooks import Hook, Wrapper, find, wrap
 
 hook = Hook("rearrangement", "rearrangements are not recorded")
+_engine.eplb_hooks.append(hook)
 
 _under_way: dict[int, Any] = {}  # index of the model: the writer in whose segment it began
 _in_step = False
@@ -49,13 +50,7 @@ hook.cleanup = _abort_all  # a flag left standing would keep a load balancer awa
 
 
 def _models(state: Any) -> list[tuple[int, Any]]:
-    """Those that the segment has: where loads are not recorded, the target alone."""
-    if _loads.hook.on:
-        return [(model.index, model.state) for model in _loads.tracker(state).members]
-    states = state.model_states
-    config = _engine.rank().vllm_config
-    target = config.model_config.compute_hash() if config is not None else None
-    return [(0, states[target] if target in states else list(states.values())[-1])]
+    return [(model.index, model.state) for model in _loads.tracker(state).members]
 
 
 class Step(Wrapper):
@@ -115,8 +110,8 @@ class Rearrange(Wrapper):
         if token == "sync":
             for index in list(_under_way):
                 _finish(index, counted=True)
-        elif token == "elastic" and _loads.hook.on:
-            _loads.hook.guard(_loads.tracker(args[0]).restart)
+        elif token == "elastic":
+            _loads.tracker(args[0]).restart()
 
     def failed(self, token: Any) -> None:
         if token == "sync":

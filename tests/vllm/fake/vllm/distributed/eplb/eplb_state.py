@@ -156,9 +156,7 @@ def _rearrange_renamed(function):
 change(EplbState, "step", added=_step_added, renamed=_step_renamed)
 change(EplbState, "rearrange", added=_rearrange_added, renamed=_rearrange_renamed)
 change(EplbState, "_should_record_current_step",
-       returns=lambda function: lambda self, log_stats=False: int(function(self, log_stats)),
-       raises=lambda function: lambda self, log_stats=False, _calls=[0]: (_calls.__setitem__(0, _calls[0] + 1),
-                                                                          function(self, log_stats))[1])
+       returns=lambda function: lambda self, log_stats=False: int(function(self, log_stats)))
 change(globals(), "_commit_eplb_maps",
-       renamed=lambda function: lambda state, new_physical_to_logical_map: function(state, new_physical_to_logical_map))
+       renamed=lambda function: lambda state, new_map: function(state, new_map))
 change(globals(), "_commit_eplb_maps_for_layer")

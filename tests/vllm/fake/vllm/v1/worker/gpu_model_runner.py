@@ -24,7 +24,7 @@ class GPUModelRunner:
                 self.eplb_state.add_model(Model(*sizes), config)
 
     def profile_run(self):
-        self._dummy_run(1024, is_profile=True, uniform_decode=False)
+        found(self, "_dummy_run")(1024, is_profile=True, uniform_decode=False)
 
     def coordinate(self, tokens, uniform_decode):
         """How many ubatches, and of what size before the last one is padded."""

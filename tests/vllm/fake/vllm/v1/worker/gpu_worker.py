@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-from vllm import change
+from vllm import change, found
 from vllm.distributed import parallel_state
 
 
@@ -25,11 +25,11 @@ class Worker:
 
     def compile_or_warm_up_model(self):
         for tokens in (512, 64, 1):
-            self.model_runner._dummy_run(tokens, uniform_decode=tokens == 1)
+            found(self.model_runner, "_dummy_run")(tokens, uniform_decode=tokens == 1)
         return 1.5
 
     def execute_dummy_batch(self):
-        self.model_runner._dummy_run(1, uniform_decode=True)
+        found(self.model_runner, "_dummy_run")(1, uniform_decode=True)
 
 
 change(Worker, "compile_or_warm_up_model")

@@ -50,13 +50,14 @@ class Other:
 
 
 def _moved(function):
-    def sync(cudagraph_manager, desired_batch_desc, dp_rank, num_tokens, num_reqs, uniform_token_count, dp_size, **more):
+    def sync(cudagraph_manager, desired_batch_desc, allow_ubatching, uniform_decode, dp_rank, num_tokens, num_reqs,
+             uniform_token_count, dp_size, parallel_config, max_query_len):
         return function(cudagraph_manager, desired_batch_desc, num_tokens, num_reqs, uniform_token_count, dp_size, dp_rank,
-                        **more)
+                        max_query_len, 0, parallel_config, allow_ubatching, uniform_decode)
     return sync
 
 
-change(globals(), "sync_cudagraph_and_dp_padding", renamed=_moved,
+change(globals(), "sync_cudagraph_and_dp_padding", moved=_moved,
        returns=lambda function: lambda *, num_tokens, allow_ubatching, uniform_decode, **more: Other(*function(
            num_tokens=num_tokens, allow_ubatching=allow_ubatching, uniform_decode=uniform_decode, **more)))
 change(globals(), "check_ubatch_thresholds")
