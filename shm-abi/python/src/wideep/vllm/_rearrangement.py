@@ -64,9 +64,9 @@ class Step(Wrapper):
         global _in_step  # pylint: disable=global-statement
         state = args[0]
         _in_step = True
-        if not self.parameters.get("is_profile", args, kwargs) and state.is_async:
+        if not self.parameters.get("is_profile", args, kwargs):
             for index, model in _models(state):
-                if not model.rebalanced:
+                if state.is_async and not model.rebalanced:
                     _finish(index, counted=False)
 
     def after(self, token: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
