@@ -312,3 +312,131 @@ def test_an_engine_that_has_changed_goes_on_and_the_rest_is_recorded(python, unt
         for name in ALL - set(lost):
             exporter.wait_page(checks[name])
         engine.end()
+
+
+@pytest.fixture
+def mounted(tmp_path):
+    """Mounts a tmpfs with options and says where."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a tmpfs needs root")
+    places = []
+
+    def mount(options):
+        place = tmp_path / "tmpfs"
+        place.mkdir()
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(place)], capture_output=True, check=False)
+        if done.returncode != 0:
+            pytest.skip(f"no tmpfs can be mounted here: {done.stderr}")
+        places.append(place)
+        return place
+
+    yield mount
+    for place in places:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def expect_unnoticed(engine, untouched, advice):
+    """Each process says once what is wrong, and the engine does what it would have done."""
+    assert engine.go() == untouched(False)
+    lines = [re.fullmatch(r"(\d+) wideep: (.*) is not recorded for now: (.*)", line) for line in engine.log()]
+    assert lines and all(lines), engine.log()
+    assert all(advice in line.group(3) for line in lines), engine.log()
+    assert len({line.group(1, 2) for line in lines}) == len(lines) == 8  # four ranks, and the front end for four engines
+
+
+def test_a_missing_directory_goes_unnoticed_and_is_used_when_it_is_there(python, untouched, tmp_path):
+    directory = tmp_path / "later"
+    with serving(python, directory, tmp_path / "out") as engine:
+        expect_unnoticed(engine, untouched, "WIDEEP_SHM_DIR")
+        directory.mkdir()
+        wait_for(lambda: len(list(directory.glob("wideep.default.*"))) == 8)
+        with exporting(directory, *FLAGS) as exporter:
+            exporter.wait_page(lambda page: len(page.of("wideep_rank_up")) == 4)
+            engine.go(2)
+            # Passes are counted on, and those of the second run are all recorded.
+            exporter.wait_page(lambda page: page.one("wideep_eplb_passes_total", model_name=MODEL, layer=0) >= 58)
+        engine.end()
+
+
+def test_a_full_directory_goes_unnoticed(python, untouched, tmp_path, mounted):
+    with serving(python, mounted("size=4k"), tmp_path / "out") as engine:
+        expect_unnoticed(engine, untouched, "full")
+        engine.end()
+
+
+def test_a_read_only_directory_goes_unnoticed(python, untouched, tmp_path, mounted):
+    with serving(python, mounted("ro"), tmp_path / "out") as engine:
+        expect_unnoticed(engine, untouched, "")
+        engine.end()
+
+
+def test_a_second_server_is_told_to_take_another_instance(python, untouched, tmp_path):
+    with shared_directory() as directory, serving(python, directory, tmp_path / "first"):
+        with serving(python, directory, tmp_path / "second") as second:
+            expect_unnoticed(second, untouched, "WIDEEP_INSTANCE")
+        with serving(python, directory, tmp_path / "third", env={"WIDEEP_INSTANCE": "b"}) as third:
+            assert third.log() == []
+            assert len(list(directory.glob("wideep.b.*"))) == 8
+
+
+def test_killed_workers_keep_their_counters_when_they_are_back(python, tmp_path):
+    with shared_directory() as directory, exporting(directory, *FLAGS) as exporter:
+        books = []
+        for run in range(2):
+            with serving(python, directory, tmp_path / "out", seed=run, start="fork") as engine:
+                exporter.wait_page(lambda page: [value for _, value in page.of("wideep_rank_up")] == [1] * 4)
+                books.append(engine.go())
+                os.kill(engine.pids[1], signal.SIGKILL)
+                exporter.wait_page(lambda page: page.one("wideep_rank_up", rank=1) == 0)
+        page = exporter.wait_page(lambda page: [value for _, value in page.of("wideep_rank_up")] == [0] * 4)
+        tokens = sum(book.rank_tokens("target").sum(axis=0) for book in books)
+        for (layer, rank), value in numpy.ndenumerate(tokens):
+            assert page.one("wideep_eplb_rank_tokens_total", model_name=MODEL, layer=layer, ep_rank=rank) == value
+        counted = collections.Counter((phase, outcome) for book in books for phase, outcome, _ in book.ranks[0]["dbo"])
+        for labels, value in page.of("wideep_dbo_passes_total", engine=0):
+            assert value == counted[labels["phase"], labels["outcome"]]
+        assert page.one("wideep_prompt_tokens_total", engine=2, frontend=0) == sum(book.tokens["2"][0] for book in books)
+        passes = sum(book.ranks[0]["recorded"] for book in books)
+        assert page.one("wideep_eplb_passes_total", model_name=MODEL, layer=3) == passes
+
+
+def test_a_synchronous_stall_is_seen_while_it_lasts(python, tmp_path):
+    with shared_directory() as directory, exporting(directory, *FLAGS) as exporter, \
+            serving(python, directory, tmp_path / "out", env={"FAKE_STALL": "1"}, passes=12, draft=False) as engine:
+        exporter.wait_page(lambda page: len(page.of("wideep_rank_up")) == 4)
+        engine.process.stdin.write(b"go\n")
+        engine.process.stdin.flush()
+        blocked = {"engine": 0, "model_name": MODEL}
+        page = exporter.wait_page(lambda page: page.one("wideep_eplb_blocked", **blocked) == 1, pause=0.01)
+        assert page.one("vllm:eplb_rebalancing", **blocked) == 1
+        assert page.one("vllm:eplb_rearrangements_total", **blocked) == 0
+        page = exporter.wait_page(lambda page: page.one("vllm:eplb_rearrangements_total", **blocked) == 1)
+        assert page.one("wideep_eplb_blocked", **blocked) == 0
+        assert page.one("vllm:eplb_rearrangement_duration_seconds_sum", **blocked) >= 1
+
+
+def test_all_passes_are_recorded_on_request(python, tmp_path):
+    with shared_directory() as directory, exporting(directory, *FLAGS) as exporter, \
+            serving(python, directory, tmp_path / "out", env={"WIDEEP_RECORD": "always"}) as engine:
+        exporter.wait_page(lambda page: len(page.of("wideep_rank_up")) == 4)
+        books = engine.go()
+        assert books.ranks[0]["recorded"] == 119  # but the first
+        exporter.wait_page(lambda page: all(expect_loads(page, books, *pair) for pair in KINDS))
+
+
+def test_without_eplb_dbo_and_tokens_are_recorded(python, tmp_path):
+    with shared_directory() as directory, exporting(directory, *FLAGS) as exporter, \
+            serving(python, directory, tmp_path / "out", eplb=False) as engine:
+        exporter.wait_page(lambda page: len(page.of("wideep_rank_up")) == 4)
+        books = engine.go()
+        exporter.wait_page(lambda page: expect_dbo(page, books) and expect_tokens(page, books))
+        assert engine.log() == []
+
+
+def test_nothing_of_the_engine_is_imported(python):
+    code = "import sys, wideep.vllm as p; p.register(); p.register()\n" \
+           "assert not [m for m in sys.modules if m.split('.')[0] in ('torch', 'vllm', 'numpy')], sys.modules\n" \
+           "import vllm.distributed.eplb.eplb_state as e; first = e.EplbState.step; p.register()\n" \
+           "assert e.EplbState.step is first and first.__wrapped__.__wrapped__.__name__ == 'step'\n" \
+           "import inspect; assert 'is_dummy' in inspect.getsource(e.EplbState)\n"
+    subprocess.run([python.program, "-c", code], check=True, env={"PYTHONPATH": python.path})
