@@ -24,6 +24,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests" / "vllm"
 MODEL, DRAFT = "served-name", "served-name:draft"
 KINDS = (("target", MODEL), ("draft", DRAFT))
+# The real one instead of the shim: `make check-torch`. It has no device but the CPU here.
+WITH_TORCH = os.environ.get("WIDEEP_TEST_TORCH") == "1"
 # Long enough for a pass to be drained from the ring before 64 later ones, on a busy machine.
 FLAGS = ("--collect.interval=25ms", "--throughput.interval=1s")
 
@@ -42,10 +44,12 @@ def python(tmp_path_factory):
                     [work / "venv" / "bin" / "pip", "install", "--quiet", "--no-index", "--find-links", work / "dist", "wideep"]):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, (command, done.stdout, done.stderr)
-    borrowed = tmp_path_factory.mktemp("borrowed")
-    (borrowed / "numpy").symlink_to(pathlib.Path(numpy.__file__).parent)
-    path = [TESTS / "fake", borrowed]
-    path.append(TESTS / "shim")
+    if WITH_TORCH:
+        path = [TESTS / "fake", pathlib.Path(numpy.__file__).parents[1]]
+    else:
+        borrowed = tmp_path_factory.mktemp("borrowed")
+        (borrowed / "numpy").symlink_to(pathlib.Path(numpy.__file__).parent)
+        path = [TESTS / "fake", TESTS / "shim", borrowed]
     return types.SimpleNamespace(program=str(work / "venv" / "bin" / "python"), path=os.pathsep.join(map(str, path)))
 
 
@@ -218,6 +222,8 @@ def expect_experts(directory, books, logical=10):
     {"newer": True, "start": "spawn", "device": "cuda", "delay": 0.0004},
 ], ids=["sync-spawn", "async-newer-fork-device", "async-exec-3", "sync-newer-device"])
 def test_all_that_the_engine_did_is_served(python, tmp_path, options):
+    if WITH_TORCH:
+        options = {**options, "device": "cpu"}
     with shared_directory() as directory, exporting(directory, *FLAGS) as exporter, \
             serving(python, directory, tmp_path / "out", **options) as engine:
         exporter.wait_page(lambda page: len(page.of("wideep_rank_up")) == 4)
