@@ -106,7 +106,7 @@ BENCH_PROGRAMS := $(addprefix $(B)/tests/bench/,writer writer_cxx feed reader lo
 
 # Nothing is asked of the compiler or of pkg-config for targets that compile nothing.
 NO_COMPILE := help clean format deps deps-test deps-bench deps-lint deps-wheel bench bench-quick bench-baseline check check-ci \
-	check-all check-matrix asan ubsan tsan demo lint uninstall wheel
+	check-all check-matrix check-torch deps-torch asan ubsan tsan demo lint uninstall wheel
 ifneq ($(filter-out $(NO_COMPILE),$(or $(MAKECMDGOALS),all)),)
 
 PKGS := libmicrohttpd liburcu-bp gnutls jansson libsystemd yaml-0.1 libcrypt libdeflate libprotobuf-c
@@ -305,12 +305,15 @@ run-tests: tests-build
 	@$(PYTHON) tests/run --build $(B) --san '$(SAN)' --cc '$(CC)' --cxx '$(CXX)' --jobs $(JOBS) --test-jobs $(TEST_JOBS) \
 		--mark '$(TEST_MARK)' --only '$(T)' $(if $(TALLY),--tally $(TALLY) --label $(or $(VARIANT),plain)) $(UNIT_PROGRAMS)
 
-.PHONY: check check-ci check-all check-matrix abi-header asan ubsan tsan
+.PHONY: check check-ci check-all check-matrix check-torch abi-header asan ubsan tsan
 check: deps-test ## Install what the tests need, build, run all tests (T=name: only those)
 	@$(submake) run-tests
 
 asan ubsan tsan: deps-test ## Build with that sanitizer and run all tests
 	@$(submake) VARIANT=$@ SAN=$(SAN_$@) run-tests
+
+check-torch: deps-test deps-torch ## The tests of the vLLM plugin with real torch tensors instead of the shim's
+	@WIDEEP_TEST_TORCH=1 $(submake) run-tests T=process/test_vllm
 
 # Several builds, one closing line. `one` makes one of them; what fails before it could count its tests,
 # for example in the compiler, counts as one failed test.
@@ -405,7 +408,7 @@ lack=$$(missing); \
 [ -z "$$lack" ] || { echo "Could not install:" $$lack >&2; exit 1; }
 endef
 
-.PHONY: deps deps-test deps-bench deps-lint deps-wheel
+.PHONY: deps deps-test deps-bench deps-lint deps-torch deps-wheel
 deps: ## Install the Debian packages the build and the demo need
 	$(call install_packages,tests/deps-build.txt)
 
@@ -417,6 +420,9 @@ deps-bench: ## Those of make bench
 
 deps-lint: ## Those of make lint
 	$(call install_packages,tests/deps-build.txt tests/deps-lint.txt)
+
+deps-torch:
+	$(call install_packages,tests/deps-torch.txt)
 
 deps-wheel: ## Those of make wheel
 	$(call install_packages,tests/deps-wheel.txt)

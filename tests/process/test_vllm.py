@@ -8,7 +8,6 @@ import json
 import os
 import pathlib
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import pytest
 
 from abi_helpers import UBATCH_BOUNDS, Segment
 from exporter_helpers import Lines, exporting, gone, shared_directory, wait_for
+from test_python import built, run  # pylint: disable=unused-import
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests" / "vllm"
@@ -31,26 +31,19 @@ FLAGS = ("--collect.interval=25ms", "--throughput.interval=1s")
 
 
 @pytest.fixture(scope="session")
-def python(tmp_path_factory):
-    """A python that has the wheel, built from what git knows, and numpy; nothing else was installed."""
-    work = tmp_path_factory.mktemp("wheel")
-    for name in subprocess.check_output(["git", "ls-files", "-z", "--", "shm-abi", "LICENSE"], cwd=ROOT, text=True).split("\0"):
-        if name and (ROOT / name).exists():
-            (work / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, work / name)
-    for command in ([sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", work / "dist",
-                     work / "shm-abi" / "python"],
-                    [sys.executable, "-m", "venv", work / "venv"],
-                    [work / "venv" / "bin" / "pip", "install", "--quiet", "--no-index", "--find-links", work / "dist", "wideep"]):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, (command, done.stdout, done.stderr)
+def python(tmp_path_factory, built):
+    """A python with the wheel installed and nothing else, that is shown the fake engine, and numpy or torch."""
+    environment = tmp_path_factory.mktemp("environment")
+    run(sys.executable, "-m", "venv", environment)
+    (wheel,) = (built / "sources" / "build" / "wheel").glob("*.whl")
+    run(environment / "bin" / "pip", "install", "--no-index", "--no-deps", wheel)
     if WITH_TORCH:
         path = [TESTS / "fake", pathlib.Path(numpy.__file__).parents[1]]
     else:
         borrowed = tmp_path_factory.mktemp("borrowed")
         (borrowed / "numpy").symlink_to(pathlib.Path(numpy.__file__).parent)
         path = [TESTS / "fake", TESTS / "shim", borrowed]
-    return types.SimpleNamespace(program=str(work / "venv" / "bin" / "python"), path=os.pathsep.join(map(str, path)))
+    return types.SimpleNamespace(program=str(environment / "bin" / "python"), path=os.pathsep.join(map(str, path)))
 
 
 class Engine:
@@ -253,7 +246,7 @@ ALL = frozenset({"loads", "rearrangements", "dbo", "tokens"})
 @pytest.fixture(scope="session")
 def untouched(python, tmp_path_factory):
     """What the engine does when it is left alone, by runner."""
-    def run(newer):
+    def left_alone(newer):
         if newer not in books:
             out = tmp_path_factory.mktemp("untouched")
             with shared_directory() as directory, \
@@ -264,7 +257,7 @@ def untouched(python, tmp_path_factory):
         return books[newer]
 
     books = {}
-    return run
+    return left_alone
 
 
 # The change of a later version, for which runner, the hooks that it switches off, and what is lost.
@@ -446,3 +439,97 @@ def test_nothing_of_the_engine_is_imported(python):
            "assert e.EplbState.step is first and first.__wrapped__.__wrapped__.__name__ == 'step'\n" \
            "import inspect; assert 'is_dummy' in inspect.getsource(e.EplbState)\n"
     subprocess.run([python.program, "-c", code], check=True, env={"PYTHONPATH": python.path})
+
+
+def alone(python, program):
+    """tests/vllm/single.py and some statements, and what they log."""
+    with shared_directory() as directory:
+        done = subprocess.run([python.program, "-c", "from single import *\n" + program], capture_output=True, text=True,
+                              env={"PYTHONPATH": os.pathsep.join((python.path, str(TESTS))), "WIDEEP_SHM_DIR": str(directory)},
+                              check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def test_a_background_rearrangement_that_was_given_up_is_not_counted(python):
+    assert alone(python, """
+import time
+rank = Rank(**{"async": True, "interval": 40, "layers": 3})
+while not rank.model.rebalanced:
+    rank.go()
+assert seen()[2:] == (0, 0, "async"), seen()
+rank.model.rebalanced = False  # between two steps
+rank.go()
+assert seen()[2:] == (0, 0, None), seen()
+while rank.state.rearrangements < 2:
+    rank.go()
+while rank.model.rebalanced:
+    rank.go()
+    time.sleep(0.001)
+assert seen()[2:4] == (0, 1), seen()
+""") == ""
+
+
+def test_a_synchronous_rearrangement_that_fails_leaves_no_flag(python):
+    assert alone(python, """
+import vllm.distributed.eplb.eplb_state as engine
+rank = Rank(interval=12)
+def fail(*args, **kwargs):
+    assert seen()[4] == "sync"
+    raise KeyError("no memory")
+engine._commit_eplb_maps = fail
+try:
+    rank.go(20)
+except KeyError:
+    pass
+else:
+    raise AssertionError
+assert seen()[2:] == (0, 0, None), seen()
+""") == ""
+
+
+def test_elastic_ep_begins_another_segment_and_counts_anew(python):
+    assert alone(python, """
+rank = Rank(interval=10000)
+rank.go(10)
+assert seen()[:2] == (13, 9), seen()
+before = segment()
+rank.grow(8)
+rank.go(4)
+assert seen()[:2] == (4, 9 + 3), seen()
+after = segment()
+assert (before.ep_size, after.ep_size) == (4, 8) and before.group != after.group
+assert after.lineage == before.lineage and after.models[0].physical_experts == 32
+assert seen()[2:] == (0, 0, None)
+""") == ""
+
+
+def test_a_replaced_tensor_costs_one_recorded_pass(python):
+    assert alone(python, """
+rank = Rank(interval=10000)
+rank.go(10)
+rank.model.expert_load_pass = torch.from_numpy(numpy.full((4, 16), 999, numpy.int32))
+rank.go(5)
+assert seen()[:2] == (18, 9 + 4), seen()
+assert sum(map(sum, segment().models[0].rank_tokens.tolist())) == (9 + 4) * 64
+""") == ""
+
+
+def test_tensor_parallel_ranks_say_that_they_route_the_same_tokens(python):
+    assert alone(python, """
+rank = Rank(tp=(1, 2))
+rank.go(2)
+found = segment()
+assert (found.tp_rank, found.tp_size, found.loads_replicated) == (1, 2, True)
+""") == ""
+
+
+def test_an_error_within_a_hook_is_said_once_and_only_it_goes_off(python):
+    log = alone(python, """
+rank = Rank(interval=40)
+rank.go(2)
+wideep.Writer.record_pass = None
+rank.go(100)
+assert seen()[1] == 1 and seen()[2] == rank.state.rearrangements > 1, seen()
+""")
+    assert re.fullmatch("wideep: eplb hook is off, expert loads are not recorded: TypeError: .*\n", log), log

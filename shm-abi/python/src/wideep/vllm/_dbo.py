@@ -40,15 +40,9 @@ def vote_outcome(tokens: Sequence[int], padded: Sequence[int], votes: Sequence[i
 def record(phase: str, outcome: str, sizes: Sequence[int] = ()) -> None:
     """Of the pass that is about to run."""
     current = _engine.rank()
-    writer = current.writer
-    if writer is None:
-        return
     number = current.loads.passes if current.loads is not None else current.dbo_passes
     current.dbo_passes += 1
-    try:
-        writer.record_dbo(phase=phase, outcome=outcome, ubatch_tokens=list(sizes), pass_=number)
-    except OSError as error:
-        current.segment.say(error)
+    current.record(lambda writer: writer.record_dbo(phase=phase, outcome=outcome, ubatch_tokens=sizes, pass_=number))
 
 
 def watched(dummy_run: Hook) -> bool:
@@ -67,7 +61,7 @@ class Check(Wrapper):
     """check_ubatch_thresholds(): called just before the vote, and only for the target's passes that may be split."""
 
     hook = hook
-    required = ("config", "uniform_decode")
+    required: Sequence[str] = ("config", "uniform_decode")
 
     def before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         global _asked  # pylint: disable=global-statement
@@ -79,7 +73,7 @@ class Vote(Wrapper):
     """_post_process_ubatch(): reads what all ranks voted."""
 
     hook = hook
-    required = ("tensor", "num_ubatches")
+    required: Sequence[str] = ("tensor", "num_ubatches")
 
     def before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         global _asked  # pylint: disable=global-statement

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any, Optional, Sequence
 
 from . import _engine
 from ._dbo import query_length, record, ubatch_sizes, watched
@@ -18,7 +18,7 @@ class Check(Wrapper):
     """check_ubatch_thresholds(): here the smallest rank's tokens are held against the threshold of the agreed phase."""
 
     hook = hook
-    required = ("config", "num_tokens", "uniform_decode")
+    required: Sequence[str] = ("config", "num_tokens", "uniform_decode")
 
     def before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         global _asked  # pylint: disable=global-statement
@@ -31,7 +31,7 @@ class Agreement(Wrapper):
     """sync_cudagraph_and_dp_padding()"""
 
     hook = hook
-    required = ("num_tokens", "allow_ubatching", "uniform_decode")
+    required: Sequence[str] = ("num_tokens", "allow_ubatching", "uniform_decode")
 
     def before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         global _asked  # pylint: disable=global-statement

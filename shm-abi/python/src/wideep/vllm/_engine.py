@@ -45,7 +45,6 @@ class Rank:
     to say about itself; whoever has something to record asks for `writer`."""
 
     def __init__(self) -> None:
-        self.pid = os.getpid()
         self.warm = False  # the engine has been ready to serve
         self.cold = 0  # > 0 while it warms up or captures graphs
         self.dummy = 0  # > 0 within a dummy run of any kind
@@ -56,10 +55,17 @@ class Rank:
 
     @property
     def writer(self) -> Any:
-        """None while there is no segment: what would be recorded is lost."""
+        """None while there is no segment."""
         if self.segment is None:
             self.open()
         return self.segment.writer if self.segment is not None else None
+
+    def record(self, call: Callable[[Any], Any]) -> None:
+        """Calls it with the writer of this rank's segment, if there is one by now."""
+        if self.segment is None:
+            self.open()
+        if self.segment is not None:
+            self.segment.record(call)
 
     @property
     def vllm_config(self) -> Any:
@@ -93,7 +99,7 @@ class Rank:
             return  # the first pass will tell how many layers and experts there are
         arguments = self._arguments(config)
         self.segment = segments().add(f"rank {arguments['rank']} of engine {arguments['engine']}",
-                                      lambda: _writer(arguments))
+                                      lambda: _writer(dict(arguments)))
         if self.loads is not None:
             self.segment.flush = self.loads.flush
 
@@ -125,19 +131,25 @@ class Rank:
 
 def _writer(arguments: dict[str, Any]) -> Any:
     import wideep
-    models = [wideep.Model(*model) for model in arguments["models"]]
-    return wideep.Writer(**{**arguments, "models": models})
+    models = [wideep.Model(*model) for model in arguments.pop("models")]
+    return wideep.Writer(models=models, **arguments)
 
 
 _rank = Rank()
 
 
 def rank() -> Rank:
-    """Of this process; a forked child has its own."""
-    global _rank  # pylint: disable=global-statement
-    if _rank.pid != os.getpid():
-        _rank = Rank()
+    """Of this process."""
     return _rank
+
+
+def _forget() -> None:
+    """In a forked child, which is another rank."""
+    global _rank  # pylint: disable=global-statement
+    _rank = Rank()
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 # ---- what tells that the engine is not at its real work --------------------------------------------------------

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Sequence
 
 # A child of the engine's logger: its handlers and level hold for us, without anything of it being imported.
 log = logging.getLogger("vllm.wideep")
@@ -80,8 +80,8 @@ class Parameters:
 
 def find(owner: Any, name: str) -> Callable[..., Any]:
     """A function of a module or class that a hook needs."""
-    function = getattr(owner, name, None)
-    if not callable(function):
+    function: Optional[Callable[..., Any]] = getattr(owner, name, None)
+    if function is None or not callable(function):
         raise Unfit(f"{getattr(owner, '__name__', owner)} has no function {name}")
     return function
 
@@ -90,7 +90,7 @@ class Wrapper:
     """Around one function. Subclasses override what they need; `before` returns what `after` and `failed` are given."""
 
     hook: Hook
-    required: tuple[str, ...] = ()
+    required: Sequence[str] = ()
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function

@@ -28,7 +28,9 @@ class _Finder(importlib.abc.MetaPathFinder):
         try:
             for finder in sys.meta_path:
                 find = getattr(finder, "find_spec", None)
-                spec = find(fullname, path, target) if find and finder is not self else None
+                spec: Optional[importlib.machinery.ModuleSpec] = None
+                if find is not None and finder is not self:
+                    spec = find(fullname, path, target)
                 if spec is not None:
                     self._observe(spec.loader, self.wanted[fullname])
                     return spec
@@ -39,9 +41,9 @@ class _Finder(importlib.abc.MetaPathFinder):
     @staticmethod
     def _observe(loader: Any, callbacks: list[Callback]) -> None:
         """The loader stays the object that it is, as inspect and linecache ask it for the source."""
-        execute = getattr(loader, "exec_module", None)
-        if execute is None:
+        if not hasattr(loader, "exec_module"):
             return
+        execute: Callable[[ModuleType], None] = loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
             loader.__dict__.pop("exec_module", None)

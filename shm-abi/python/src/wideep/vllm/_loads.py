@@ -4,9 +4,8 @@
 from __future__ import annotations
 
 import collections
-import os
 import threading
-from typing import Any, Callable, Optional, Union
+from typing import Any, Callable, Optional, Sequence, Union
 
 from . import _copies, _engine
 from ._hooks import Hook, Unfit, Wrapper, find, log, wrap
@@ -72,7 +71,7 @@ class Tracker:
     ahead, while this one is alike on all ranks because they all call step() alike."""
 
     def __init__(self, state: Any) -> None:
-        self.pid = os.getpid()
+        self.rank = _engine.rank()  # of a forked child is another one
         self.state = state
         self.lost = 0
         self._lock = threading.Lock()  # of the queue: the engine's thread and the one that flushes
@@ -102,13 +101,13 @@ class Tracker:
             self._flush()
             self._queue.clear()
         self._start()
-        _engine.rank().renew()
+        self.rank.renew()
 
     def step(self, is_dummy: bool, recorded: bool) -> None:
         """One forward pass, before the engine has looked at its loads."""
         self._check_tensors()
         number, self.passes = self.passes, self.passes + 1
-        if not _engine.rank().serving:
+        if not self.rank.serving:
             return
         engine_step = int(self.state.expert_rearrangement_step)
         if recorded and self._discard:
@@ -131,7 +130,7 @@ class Tracker:
 
     def flush(self) -> bool:
         """Records what has arrived; True if more is under way. Any thread."""
-        if not _engine.rank().serving:
+        if not self.rank.serving:
             return bool(self._queue)  # while graphs are captured, asking for an event would spoil them
         with self._lock:
             return bool(hook.guard(self._flush))
@@ -150,19 +149,14 @@ class Tracker:
             self._queue.popleft()
         return False
 
-    @staticmethod
-    def _record(number: int, engine_step: int, index: int, loads: Any, where: Any) -> None:
-        current = _engine.rank()
-        writer = current.writer
-        if writer is None:
-            return
-        try:
+    def _record(self, number: int, engine_step: int, index: int, loads: Any, where: Any) -> None:
+        def call(writer: Any) -> None:
             if loads is None:
                 writer.skip_pass(pass_=number, step=engine_step, model=index)
             else:
                 writer.record_pass(loads, where, pass_=number, step=engine_step, model=index)
-        except OSError as error:
-            current.segment.say(error)
+
+        self.rank.record(call)
 
     def _count_lost(self) -> None:
         self.lost += 1
@@ -189,10 +183,10 @@ def _models(state: Any) -> list[Model]:
     if config is None:
         raise Unfit("no configuration was seen")
     target = config.model_config.compute_hash()
-    keys = list(state.model_states)
+    keys: list[Any] = list(state.model_states)
     if target not in keys:
         target = keys[-1]
-    keys.sort(key=lambda key: key != target)
+    keys.sort(key=lambda key: bool(key != target))
     models = [Model(i, state.model_states[key]) for i, key in enumerate(keys)]
     for model in models:
         setattr(model.state, _MODEL, model)
@@ -202,10 +196,10 @@ def _models(state: Any) -> list[Model]:
 def tracker(state: Any) -> Tracker:
     """Of an EplbState, in this process."""
     known: Optional[Tracker] = getattr(state, _TRACKER, None)
-    if known is None or known.pid != os.getpid():
+    current = _engine.rank()
+    if known is None or known.rank is not current:
         known = Tracker(state)
         setattr(state, _TRACKER, known)
-        current = _engine.rank()
         if current.loads is not None:
             current.renew()
         current.loads = known
@@ -217,7 +211,7 @@ class Step(Wrapper):
     """EplbState.step()"""
 
     hook = hook
-    required = ("is_dummy", "is_profile")
+    required: Sequence[str] = ("is_dummy", "is_profile")
 
     def before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         state = args[0]
@@ -239,7 +233,7 @@ class Commit(Wrapper):
     """_commit_eplb_maps() and _commit_eplb_maps_for_layer()"""
 
     hook = maps_hook
-    required = ("model_state", "new_physical_to_logical_map")
+    required: Sequence[str] = ("model_state", "new_physical_to_logical_map")
 
     def after(self, token: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         get: Callable[..., Any] = self.parameters.get
@@ -252,7 +246,7 @@ class Commit(Wrapper):
 class CommitLayer(Commit):
     """_commit_eplb_maps_for_layer()"""
 
-    required = (*Commit.required, "layer")
+    required: Sequence[str] = (*Commit.required, "layer")
 
 
 def _always(state_class: Any) -> None:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from typing import Any, Sequence
 
 from . import _engine, _loads
 from ._hooks import Hook, Wrapper, find, wrap
@@ -15,30 +15,21 @@ _under_way: dict[int, Any] = {}  # index of the model: the writer in whose segme
 _in_step = False
 
 
-def _writers_call(action: Callable[[Any], Any]) -> None:
-    current = _engine.rank()
-    writer = current.writer
-    if writer is not None:
-        try:
-            action(writer)
-        except OSError as error:
-            current.segment.say(error)
-
-
 def _begin(index: int, mode: str) -> None:
     def action(writer: Any) -> None:
         writer.rearrangement_begin(model=index, mode=mode)
         _under_way[index] = writer
 
     if index not in _under_way:
-        _writers_call(action)
+        _engine.rank().record(action)
 
 
 def _finish(index: int, counted: bool) -> None:
     """In a segment that was replaced meanwhile, nothing has begun."""
     begun = _under_way.pop(index, None)
     if begun is not None and begun is _engine.rank().writer:
-        _writers_call(lambda writer: (writer.rearrangement_end if counted else writer.rearrangement_abort)(model=index))
+        _engine.rank().record(
+            lambda writer: (writer.rearrangement_end if counted else writer.rearrangement_abort)(model=index))
 
 
 def _abort_all() -> None:
@@ -58,7 +49,7 @@ class Step(Wrapper):
     a step is done; one that ended between two was given up."""
 
     hook = hook
-    required = ("is_profile",)
+    required: Sequence[str] = ("is_profile",)
 
     def before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         global _in_step  # pylint: disable=global-statement
@@ -90,7 +81,7 @@ class Rearrange(Wrapper):
     EP, which makes another group."""
 
     hook = hook
-    required = ("is_profile",)
+    required: Sequence[str] = ("is_profile",)
 
     def before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         state = args[0]

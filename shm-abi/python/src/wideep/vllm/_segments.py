@@ -40,6 +40,15 @@ class Segment:
                 except OSError as error:
                     self.say(error)
 
+    def record(self, call: Callable[[Any], Any]) -> None:
+        """Calls it with the writer. While there is none, what would be recorded is lost."""
+        writer = self.writer
+        if writer is not None:
+            try:
+                call(writer)
+            except OSError as error:
+                self.say(error)
+
     def close(self) -> None:
         """Its counters stay on record and its gauges go."""
         with self._lock:
@@ -138,9 +147,6 @@ _segments = Segments()
 
 def segments() -> Segments:
     """Of this process."""
-    global _segments  # pylint: disable=global-statement
-    if _segments.pid != os.getpid():
-        _segments = Segments()
     return _segments
 
 

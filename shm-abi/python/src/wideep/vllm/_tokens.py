@@ -21,11 +21,11 @@ class Frontend:
         self._config = vllm_config
         self._engine = engine
         self._segment: Optional[Segment] = None
-        self._pid = 0
+        self._segments = segments()
 
-    def _writer(self) -> Any:
+    def open(self) -> Segment:
         current = segments()
-        if self._segment is None or self._pid != current.pid:
+        if self._segment is None or self._segments is not current:
             number = max(0, int(getattr(self._config.parallel_config, "_api_process_rank", 0)))
             name = served_name(self._config)
 
@@ -33,21 +33,15 @@ class Frontend:
                 import wideep
                 return wideep.Writer(engine=self._engine, rank=number, role="frontend", models=[wideep.Model(name)])
 
-            self._pid = current.pid
+            self._segments = current
             self._segment = current.add(f"front end {number} of engine {self._engine}", open_writer)
-        return self._segment.writer
-
-    def open(self) -> None:
-        self._writer()
+        return self._segment
 
     def record(self, stats: Any) -> None:
-        writer = self._writer()
-        if stats is None or writer is None or self._segment is None:
-            return
-        try:
-            writer.record_tokens(prompt_tokens(stats), int(stats.num_generation_tokens))
-        except OSError as error:
-            self._segment.say(error)
+        segment = self.open()
+        if stats is not None:
+            prompt, generation = prompt_tokens(stats), int(stats.num_generation_tokens)
+            segment.record(lambda writer: writer.record_tokens(prompt, generation))
 
 
 def prompt_tokens(stats: Any) -> int:
