@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The vLLM plugin: its wheel in an empty virtual environment makes the metrics of a fake engine, which knows nothing of it,
-appear at the exporter, equal to the engine's own books."""
+"""The vLLM plugin: its wheel in an empty virtual environment makes the metrics of a fake engine, which knows nothing
+of it, appear at the exporter, equal to the engine's own books."""
 
 import collections
 import contextlib
@@ -292,8 +292,9 @@ CHANGES = [
 ]
 
 
-@pytest.mark.parametrize("change, newer, off, lost", CHANGES, ids=[f"{c[0]}{'-newer' if c[1] else ''}" for c in CHANGES])
-def test_an_engine_that_has_changed_goes_on_and_the_rest_is_recorded(python, untouched, tmp_path, change, newer, off, lost):
+@pytest.mark.parametrize("change, newer, off, lost", CHANGES,
+                         ids=[change + ("-newer" if newer else "") for change, newer, *_ in CHANGES])
+def test_a_changed_engine_goes_on_and_the_rest_is_recorded(python, untouched, tmp_path, change, newer, off, lost):
     with shared_directory() as directory, exporting(directory, *FLAGS) as exporter, \
             serving(python, directory, tmp_path / "out", newer=newer, env={"FAKE_CHANGE": change}) as engine:
         if lost is not None:

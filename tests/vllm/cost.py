@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the plugin costs an engine's thread per forward pass, in µs: EplbState.step() of the fake engine with the hooks and
-without, in turns, for 58 MoE layers of 256 experts and 32 redundant ones on 32 ranks. The tensors are on the CPU, so
+"""What the plugin costs an engine's thread per forward pass, in µs: EplbState.step() of the fake engine with the hooks
+and without, in turns, for 58 MoE layers of 256 experts and 32 redundant ones on 32 ranks. The tensors are on the CPU, so
 that the loads are read at once; from a device, the thread starts the copy, and records an earlier pass.
 
     PYTHONPATH=fake:shim python cost.py [--json]      in an environment that has wideep installed, and numpy or torch

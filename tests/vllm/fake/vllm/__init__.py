@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stand-in for vLLM: the modules, functions, signatures, tensors and order of calls that the plugin meets there, written
-from what is known of them, with none of the serving. FAKE_CHANGE alters one function as a later version might."""
+"""A stand-in for vLLM: the modules, functions, signatures, tensors and order of calls that the plugin meets there,
+written from what is known of them, with none of the serving. FAKE_CHANGE alters one function as a later version might."""
 
 import os
 

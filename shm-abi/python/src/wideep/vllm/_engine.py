@@ -42,7 +42,7 @@ def _rank_and_size(getter: str) -> Optional[tuple[int, int]]:
 
 class Rank:
     """The rank that this process runs. Its segment is opened once the engine is warm, when all is known that it has
-    to say about itself; whoever has something to record asks for `writer`."""
+    to say about itself; what comes before is lost."""
 
     def __init__(self) -> None:
         self.warm = False  # the engine has been ready to serve

@@ -104,7 +104,7 @@ class Wrapper:
         """Runs when the engine's function has returned."""
 
     def failed(self, token: Any) -> None:
-        """Runs when the engine's function has raised, or `before` was not reached to its end."""
+        """Runs when the engine's function has raised."""
 
     def wrapped(self) -> Callable[..., Any]:
         function, hook = self.function, self.hook
