@@ -196,7 +196,7 @@ def test_hostile_model_name(shm, name):
 
 def kill_exporter(shm, times):
     chance = random.Random(times)
-    flags = ["--passes-per-second", 1000, "--seconds", times, "--linger", 300, "--ranks", 2, "--frontends", 2]
+    flags = ["--passes-per-second", 1000, "--seconds", 2 * times, "--linger", 300, "--ranks", 2, "--frontends", 2]
     with simulating(shm, *flags) as sim:
         sim.started()
         for _ in range(times):
