@@ -12,6 +12,9 @@ import segment_reader
 from exporter_helpers import BUILD, exporting, shared_directory
 from test_install import ROOT, make
 
+pytestmark = pytest.mark.skipif(bool(os.environ.get("WIDEEP_SAN")),
+                                reason="what it is about is not built with a sanitizer")
+
 ENGINES = ROOT / "shm-abi" / "engines.md"
 EXAMPLES = ROOT / "shm-abi" / "examples"
 WARNINGS = "-Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror"

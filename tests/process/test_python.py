@@ -17,6 +17,9 @@ import pytest
 import segment_reader
 from exporter_helpers import exporting, shared_directory
 
+pytestmark = pytest.mark.skipif(bool(os.environ.get("WIDEEP_SAN")),
+                                reason="what it is about is not built with a sanitizer")
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 README = ROOT / "shm-abi" / "python" / "README.md"
 

@@ -20,6 +20,9 @@ from abi_helpers import UBATCH_BOUNDS, Segment
 from exporter_helpers import Lines, exporting, gone, shared_directory, wait_for
 from test_python import built, run  # pylint: disable=unused-import
 
+pytestmark = pytest.mark.skipif(bool(os.environ.get("WIDEEP_SAN")),
+                                reason="what it is about is not built with a sanitizer")
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests" / "vllm"
 MODEL, DRAFT = "served-name", "served-name:draft"
