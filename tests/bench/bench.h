@@ -46,6 +46,9 @@ struct bench_shape {
     uint32_t layers, logical, physical, ep_size;
 };
 
+/* Loads are followed by as many more, so that a matrix of others begins at each of so many places. */
+#define BENCH_SHIFTS 1021
+
 struct bench_loads {
     int32_t *loads;   /* [layers][physical], 0 … 31 tokens */
     int32_t *logical; /* [layers][physical], each expert in one slot at least */
