@@ -356,7 +356,7 @@ abi-header:
 	done
 
 .PHONY: bench bench-quick bench-baseline bench-build
-bench: deps-bench ## Measure everything against its floor and its peers (8 minutes): tests/bench/README.md
+bench: deps-bench ## Measure everything against its floor and its peers (5 to 6 minutes): tests/bench/README.md
 	@$(submake) bench-build
 	@$(PYTHON) tests/bench/run.py --build $(B)
 
