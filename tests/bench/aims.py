@@ -24,7 +24,8 @@ AIMS = {
     "memory.debug": Aim(24 * MIB),
     "memory.debug_slow_readers": Aim(24 * MIB),
     "server.debug.gzip.x1.p50": Aim(200 * US),
-    "server.compressions_per_snapshot": Aim(1),
+} | {
+    f"server.{page}.compressions_per_snapshot": Aim(1) for page in ("aggregated", "debug", "debug8")
 } | {
     f"server.{page}.plain.x{connections}.{label}": Aim(limit, of="ratio")
     for page in ("aggregated", "debug") for connections in (1, 8) for label, limit in (("p50", 1.1), ("p99", 1.5))

@@ -6,6 +6,7 @@ in the same round, so that what slows a whole round down does not count.
 
 import dataclasses
 import json
+import math
 import statistics
 
 
@@ -37,7 +38,7 @@ class Aim:
 def percentile(samples, share):
     """Nearest rank."""
     ordered = sorted(samples)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 def shown(value, unit):

@@ -55,14 +55,12 @@ def pairs(settings, report, name, exporter, port, floor, target, **options):
         report.add(f"{row}.cpu", cpu / len(one["ns"]), relative_to=against and f"{against}.cpu")
 
 
-def compressions(report, port):
-    """No page is compressed twice, whoever asks."""
+def compressions_and_collections(port):
     _, page = get(port)
-    made = value_of(page, "wideep_compress_duration_seconds_count")
-    collected = value_of(page, "wideep_collect_duration_seconds_count")
-    if made is None or not collected:
+    found = [value_of(page, f"wideep_{name}_duration_seconds_count") for name in ("compress", "collect")]
+    if None in found:
         raise Failed("the page lacks the exporter's own counts")
-    report.add("server.compressions_per_snapshot", made / collected, "")
+    return found
 
 
 def measure_page(settings, report, page):
@@ -72,11 +70,14 @@ def measure_page(settings, report, page):
         page_with(port, family, count)
         for encoding in ("plain", "gzip"):
             gzip = encoding == "gzip"
+            before = compressions_and_collections(port)
             with bare(settings, directory, body_of(port, gzip), gzip) as (floor, target):
                 for connections in CONNECTIONS:
                     pairs(settings, report, f"server.{page}.{encoding}.x{connections}", exporter, port, floor, target,
                           ms=TIME.get((page, encoding), OTHER_TIME), gzip=gzip, connections=connections)
-        compressions(report, port)
+            made, collected = (now - then for now, then in zip(compressions_and_collections(port), before))
+            if gzip and collected:
+                report.add(f"server.{page}.compressions_per_snapshot", made / collected, "")
 
 
 def measure(settings, report):
