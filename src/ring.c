@@ -164,7 +164,8 @@ static void pace_update(struct segment_pace *pace, uint64_t head, uint64_t now_n
 
 static uint64_t left_ns(const struct wideep_ring *ring, struct segment_pace *pace, uint64_t next, uint64_t now_ns)
 {
-    if (!ring->head)
+    /* One that a single call overwrites has no record that can still be whole: nobody is in time for it. */
+    if (!ring->head || ring->count == ring->batch)
         return UINT64_MAX;
     uint64_t head = wideep_ring_head(ring), depth = ring->count - ring->batch;
     pace_update(pace, head, now_ns);

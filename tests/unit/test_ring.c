@@ -176,6 +176,19 @@ START_TEST(a_mark_ends_the_drain)
 }
 END_TEST
 
+/* However slowly it is written, it is no reason to drain again and again. */
+START_TEST(ring_of_a_single_batch)
+{
+    segment.view.eplb.batch = segment.view.eplb.count;
+    (void)ring_left_ns(&segment, 1000000000);
+    record(0);
+    ck_assert_uint_eq(ring_left_ns(&segment, 2000000000), UINT64_MAX);
+    drain_once();
+    ck_assert_uint_eq(passes, 0);
+    ck_assert_uint_eq(ring_left_ns(&segment, 3000000000), UINT64_MAX);
+}
+END_TEST
+
 START_TEST(noise)
 {
     const struct wideep_ring *ring = &segment.view.eplb;
@@ -214,6 +227,7 @@ int main(void)
     tcase_add_test(tcase, pass_that_ends_beyond_the_head);
     tcase_add_test(tcase, heads_that_no_writer_makes);
     tcase_add_test(tcase, a_mark_ends_the_drain);
+    tcase_add_test(tcase, ring_of_a_single_batch);
     tcase_add_test(tcase, noise);
     suite_add_tcase(suite, tcase);
     return suite_run(suite);
