@@ -211,7 +211,9 @@ static void drain(struct collector *collector)
         state_end_collection(collector->config.state, &sources, collector->config.lb);
 }
 
-/* When rings have to be drained at the latest, with as much time again to spare: they may fill faster than so far. */
+/* When rings have to be drained at the latest, with as much time again to spare: they may fill faster than so far. Half
+ * of what is left comes to an end only if it is not halved anew at each turn: until rings are drained, the earliest
+ * answer holds. */
 static uint64_t drain_due(struct collector *collector)
 {
     uint64_t now_ns = wideep_i_clock_ns(CLOCK_MONOTONIC), left_ns = aggregate_left_ns(collector->aggregate, now_ns);
@@ -239,18 +241,21 @@ static void *collector_main(void *argument)
 
     while (wait_until(collector, earliest(collect_ns, earliest(live_ns, drain_ns)))) {
         int error = 0;
+        bool drained = true;
         now_ns = wideep_i_clock_ns(CLOCK_MONOTONIC);
         if (now_ns >= collect_ns) {
             error = collect(collector);
             collect_ns = next_turn(collect_ns, collector->config.interval_ns);
         } else if (now_ns >= drain_ns) {
             drain(collector);
+        } else {
+            drained = false;
         }
         if (now_ns >= live_ns) { /* without memory the board stays as it is; handlers see its age */
             error = error ? error : copy_live(collector);
             live_ns = live_due(collector, live_ns);
         }
-        drain_ns = drain_due(collector);
+        drain_ns = drained ? drain_due(collector) : earliest(drain_ns, drain_due(collector));
         if (!error)
             (void)__atomic_add_fetch(&collector->turns, 1, __ATOMIC_RELAXED);
     }
