@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -92,11 +91,8 @@ def started(command, ready, cores=None, environment=None, stream="stdout"):
 
 @contextlib.contextmanager
 def shared_directory():
-    path = pathlib.Path(tempfile.mkdtemp(prefix="wideep-bench-", dir="/dev/shm"))
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="wideep-bench-", dir="/dev/shm", ignore_cleanup_errors=True) as path:
+        yield pathlib.Path(path)
 
 
 def feeding(settings, directory, *flags, cores=None):

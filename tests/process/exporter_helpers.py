@@ -8,7 +8,6 @@ import json
 import os
 import pathlib
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -269,8 +268,5 @@ def simulating(directory, *flags, name="expect"):
 
 @contextlib.contextmanager
 def shared_directory():
-    path = pathlib.Path(tempfile.mkdtemp(prefix="wideep-test-", dir="/dev/shm"))
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="wideep-test-", dir="/dev/shm", ignore_cleanup_errors=True) as path:
+        yield pathlib.Path(path)

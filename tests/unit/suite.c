@@ -27,3 +27,13 @@ void remove_segments(const char *directory)
     (void)closedir(entries);
     ck_assert_int_eq(rmdir(directory), 0);
 }
+
+uint64_t random_word(void)
+{
+    static uint64_t state = 42;
+
+    state ^= state << 13;
+    state ^= state >> 7;
+    state ^= state << 17;
+    return state;
+}

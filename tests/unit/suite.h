@@ -3,11 +3,15 @@
 #define WIDEEP_TEST_SUITE_H
 
 #include <check.h>
+#include <stdint.h>
 
 /* Runs the suite and frees it. Returns the exit status of the program: 0 when no test failed. */
 int suite_run(Suite *suite);
 
 /* Removes a directory of segments and all in it. */
 void remove_segments(const char *directory);
+
+/* Noise that is the same in each run of a program (Marsaglia's xorshift). One thread. */
+uint64_t random_word(void);
 
 #endif

@@ -2,6 +2,7 @@
 #include "shortest.h"
 #include "text.h"
 #include "suite.h"
+#include "wideep_shm.h"
 
 #include <fenv.h>
 #include <math.h>
@@ -80,30 +81,6 @@ END_TEST
 
 /* ---- doubles to try ------------------------------------------------------------------------------------------- */
 
-static uint64_t random_state = 42;
-
-static uint64_t random_word(void)
-{
-    random_state ^= random_state << 13;
-    random_state ^= random_state >> 7;
-    random_state ^= random_state << 17;
-    return random_state;
-}
-
-static double from_bits(uint64_t bits)
-{
-    double value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-static uint64_t to_bits(double value)
-{
-    uint64_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    return bits;
-}
-
 /* Never zero, nor negative: signs are the matter of test_text. */
 static double random_double(unsigned kind)
 {
@@ -111,11 +88,11 @@ static double random_double(unsigned kind)
     double value;
 
     switch (kind % 8) {
-    case 0: value = (double)(random_word() >> 32) / divisors[random_word() % 7]; break; /* few digits */
-    case 1: value = (double)(random_word() >> 20) / (double)(1 + random_word()); break; /* a mean, a rate */
-    case 2: value = (double)(random_word() >> random_word() % 16); break;               /* whole, around 2^53 */
-    case 3: value = from_bits(random_word() >> 12 >> random_word() % 52); break;        /* subnormal */
-    default: value = from_bits(random_word() >> 1);                                     /* of all binades */
+    case 0: value = (double)(random_word() >> 32) / divisors[random_word() % 7]; break;     /* few digits */
+    case 1: value = (double)(random_word() >> 20) / (double)(1 + random_word()); break;     /* a mean, a rate */
+    case 2: value = (double)(random_word() >> random_word() % 16); break;                   /* whole, around 2^53 */
+    case 3: value = wideep_i_bits_double(random_word() >> 12 >> random_word() % 52); break; /* subnormal */
+    default: value = wideep_i_bits_double(random_word() >> 1);                              /* of all binades */
     }
     return isfinite(value) && value > 0 ? value : 1.5;
 }
@@ -125,8 +102,8 @@ typedef void visitor(double value);
 static void visit_around(visitor *visit, uint64_t bits)
 {
     for (uint64_t b = bits - 2; b != bits + 3; b++)
-        if (isfinite(from_bits(b)) && from_bits(b) > 0)
-            visit(from_bits(b));
+        if (isfinite(wideep_i_bits_double(b)) && wideep_i_bits_double(b) > 0)
+            visit(wideep_i_bits_double(b));
 }
 
 /* Where an algorithm would go wrong first: both ends and the middle of each binade, numbers around each power of two
@@ -143,10 +120,10 @@ static void visit_edges(visitor *visit)
     for (int e = -324; e <= 308; e++)
         for (int digit = 1; digit <= 9; digit++) {
             (void)snprintf(text, sizeof text, "%de%d", digit, e);
-            visit_around(visit, to_bits(strtod(text, NULL)));
+            visit_around(visit, wideep_i_double_bits(strtod(text, NULL)));
         }
     for (int k = 1; k <= 20000; k++) {
-        visit(from_bits((uint64_t)k));
+        visit(wideep_i_bits_double((uint64_t)k));
         visit(k / 1000.0);
         visit(9007199254740992.0 - 10000 + k);
     }

@@ -59,16 +59,6 @@ START_TEST(repair)
 }
 END_TEST
 
-static uint64_t random_state = 42;
-
-static uint64_t random_word(void)
-{
-    random_state ^= random_state << 13;
-    random_state ^= random_state >> 7;
-    random_state ^= random_state << 17;
-    return random_state;
-}
-
 /* What came out is valid, so a second repair changes nothing. */
 START_TEST(repair_of_noise)
 {
