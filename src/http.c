@@ -1,6 +1,7 @@
 #include "http.h"
 
 #include "accept.h"
+#include "framing.h"
 #include "http_internal.h"
 #include "log.h"
 #include "snapshot.h"
@@ -718,84 +719,6 @@ static struct client *client_of(struct MHD_Connection *connection)
     return info ? info->socket_context : NULL;
 }
 
-struct framing {
-    unsigned hosts, lengths, encodings;
-    bool odd;
-    const char *line_end; /* of the line before, in what was received */
-};
-
-/* Of a field's name (RFC 9110, section 5.6.2). To the library any other byte is a part of it, to a proxy perhaps none:
- * a space before the colon, for one. */
-static bool is_token(const char *name)
-{
-    static const char allowed[] = "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
-
-    return *name != 0 && name[strspn(name, allowed)] == 0;
-}
-
-/* Whether a field's two texts, and the line before it, are next to each other as they were received. The library gives
- * its own memory, with NULs for each colon and end of a line. What it joins of folded lines, it joins to the name, in
- * other memory, so that they hide a field or make one; what is behind a NUL in a value it leaves out. */
-static bool is_in_place(const char *line_end, const char *name, const char *value)
-{
-    const char *between = name + strlen(name) + 1;
-
-    return (name == line_end + 1 || name == line_end + 2) && value == between + strspn(between, " \t");
-}
-
-static enum MHD_Result check_field(void *context, enum MHD_ValueKind kind, const char *name, const char *value)
-{
-    struct framing *framing = context;
-
-    (void)kind;
-    /* A carriage return alone is a text's to the library and may end the line to a proxy. */
-    if (!is_token(name) || !value || strchr(value, '\r') || !is_in_place(framing->line_end, name, value)) {
-        framing->odd = true;
-        return MHD_NO;
-    }
-    framing->line_end = value + strlen(value);
-    if (strcasecmp(name, MHD_HTTP_HEADER_HOST) == 0) {
-        const char *rest = value + strcspn(value, " \t/@?#\\,");
-        framing->hosts++;
-        framing->odd = framing->odd || rest[strspn(rest, " \t")] != 0;
-    }
-    if (strcasecmp(name, MHD_HTTP_HEADER_CONTENT_LENGTH) == 0) {
-        framing->lengths++;
-        framing->odd = framing->odd || *value == 0 || value[strspn(value, "0123456789")] != 0;
-    }
-    if (strcasecmp(name, MHD_HTTP_HEADER_TRANSFER_ENCODING) == 0) {
-        framing->encodings++;
-        framing->odd = framing->odd || strcasecmp(value, "chunked") != 0;
-    }
-    return MHD_YES;
-}
-
-/* Whether what the library took for the head ends with an empty line, two ends of lines in a row: to it, a line that
- * begins with a colon is one too, and what follows the next request. */
-static bool ends_in_place(struct MHD_Connection *connection, const char *method, const char *line_end)
-{
-    const union MHD_ConnectionInfo *info = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_REQUEST_HEADER_SIZE);
-    const char *end = info ? method + info->header_size : NULL;
-
-    return end == line_end + 4 || end == line_end + 2;
-}
-
-/* Whether all who read the request agree on where it ends (RFC 9112, section 6.3): behind a proxy that reads it
- * otherwise, the rest of a body would be a request of somebody else's. */
-static bool is_well_framed(struct client *client, struct MHD_Connection *connection, const char *method,
-                           const char *version)
-{
-    struct framing framing = {.line_end = version + strlen(version)};
-
-    if (client->odd_target || version != client->target_end + 1)
-        return false;
-    (void)MHD_get_connection_values(connection, MHD_HEADER_KIND, check_field, &framing);
-    client->chunked = framing.encodings > 0;
-    return !framing.odd && ends_in_place(connection, method, framing.line_end) &&
-           framing.lengths + framing.encodings <= 1 && framing.hosts <= 1 &&
-           (framing.hosts == 1 || strcmp(version, MHD_HTTP_VERSION_1_1) != 0);
-}
-
 /* The path of an absolute-form target, which servers must accept (RFC 9112, section 3.2.2); any other stays. */
 static const char *path_of(const char *target)
 {
@@ -835,7 +758,8 @@ enum MHD_Result http_on_request(void *context, struct MHD_Connection *connection
         *state = client;
         client->body_bytes = 0;
         client->paid = false;
-        client->malformed = !is_well_framed(client, connection, method, version);
+        client->malformed =
+            client->odd_target || !framing_is_sound(connection, client->target_end, method, version, &client->chunked);
         (void)__atomic_add_fetch(&in_flight, 1, __ATOMIC_RELAXED);
         if (!client->malformed)
             return MHD_YES;
