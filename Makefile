@@ -102,10 +102,15 @@ UNIT_PROGRAMS := $(patsubst tests/unit/%.c,$(B)/tests/unit/%,$(UNIT_SRCS))
 ABI_PROGRAMS := $(addprefix $(B)/tests/abi/,$(ABI_NAMES))
 BENCH_PROGRAMS := $(addprefix $(B)/tests/bench/,writer writer_cxx feed reader load bare_mhd)
 
+# Targets that belong to one part of the tests or of the deployment alone are beside it. Such a file may add to
+# NO_COMPILE and to C_SRCS; its prerequisites may name what is defined above.
+NO_COMPILE :=
+include $(wildcard tests/*/*.mk deploy/*.mk deploy/*/*.mk)
+
 # ---- flags ------------------------------------------------------------------------------------
 
 # Nothing is asked of the compiler or of pkg-config for targets that compile nothing.
-NO_COMPILE := help clean format deps deps-test deps-bench deps-lint deps-wheel bench bench-quick bench-baseline check check-ci \
+NO_COMPILE += help clean format deps deps-test deps-bench deps-lint deps-wheel bench bench-quick bench-baseline check check-ci \
 	check-all check-matrix check-torch deps-torch asan ubsan tsan demo lint uninstall wheel
 ifneq ($(filter-out $(NO_COMPILE),$(or $(MAKECMDGOALS),all)),)
 
@@ -533,4 +538,4 @@ clean: ## Remove build/
 	rm -rf build
 
 help: ## This list
-	@awk -F ':.*## ' '/^[a-z][a-z -]*:.*## / { printf "  %-16s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z][a-z -]*:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(filter-out %.d,$(MAKEFILE_LIST))
