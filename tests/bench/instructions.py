@@ -11,8 +11,8 @@ import subprocess
 from programs import HERE, PATIENCE, Failed, clean_environment, shared_directory
 
 BASELINE = HERE / "baseline.json"
-# A collection without per-expert series does not look at them, and recording is quicker.
-FEW_EXPERTS = ("--experts=8", "--redundant=0")
+# A collection without per-expert series does not look at them, and recording fewer is quicker.
+FEW_EXPERTS, ONE_A_RANK = ("--experts=8", "--redundant=0"), ("--experts=72", "--redundant=0")
 # name: program, arguments, the function that is counted with all it calls, calls, what a call is divided by
 COUNTS = {
     "eplb_record": ("writer", ("count", "eplb_record"), "run_eplb", 100, 60),
@@ -25,9 +25,13 @@ COUNTS = {
                          None),
     "rendered_double": ("reader", ("count", "vllm:eplb_balancedness_ratio", "--engines=8"), "snapshot_small_page", 10,
                         None),
-    "collect8": ("reader", ("count", "collect", "--engines=8", *FEW_EXPERTS), "inside_collect", 20, 1),
-    "collect72": ("reader", ("count", "collect", "--groups=9", "--engines=8", *FEW_EXPERTS), "inside_collect", 20, 1),
+    "collect_ranks8": ("reader", ("count", "collect", "--engines=8", *FEW_EXPERTS), "counted_collection", 5, 1),
+    "collect_groups9x8": ("reader", ("count", "collect", "--groups=9", "--engines=8", *FEW_EXPERTS),
+                          "counted_collection", 5, 1),
+    "collect_ranks72": ("reader", ("count", "collect", "--engines=72", *ONE_A_RANK), "counted_collection", 5, 1),
 }
+# A collection of nine times the ranks, in nine groups and in one, by nine.
+GROWTH = {"collect_groups9x8": "growth9x8", "collect_ranks72": "growth72"}
 
 
 def count(settings, name):
@@ -37,6 +41,8 @@ def count(settings, name):
                    settings.program(program), str(directory), *arguments, f"--calls={calls}"]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, env=clean_environment())
+        except FileNotFoundError as error:
+            raise Failed("valgrind is missing: install Debian's valgrind") from error
         except (OSError, subprocess.TimeoutExpired) as error:
             raise Failed(f"valgrind: {error}") from error
     found = re.search(r"Collected : (\d+)", done.stderr)
@@ -69,8 +75,8 @@ def measure(settings, report):
         before = baseline["counts"].get(name)
         if before:
             report.add(f"instructions.{name}.moved", 100 * (value / before - 1), "%")
-        if name == "collect72":
-            report.add("instructions.growth9", value / 9, "", "instructions.collect8")
+        if name in GROWTH:
+            report.add(f"instructions.{GROWTH[name]}", value / 9, "", "instructions.collect_ranks8")
 
 
 def renew(settings):

@@ -1,16 +1,17 @@
 /* load: scrapes, timed one by one, from one server or from several in turn.
  *
  *     bench-load [--connections=N] [--ms=MILLISECONDS] [--requests=N] [--pace=REQUESTS PER SECOND] [--gzip]
- *                PORT[:BYTES]…
+ *                PORT[:LEAST-MOST]…
  *
  * A burst is one GET /metrics on each of N keep-alive connections to one server, all sent before the first answer is
  * read; the next burst goes to the next server, when all answers of this one are complete. A sample is the time from
  * before a request is sent to the last byte of its answer. A server that closes after an answer gets a new connection,
  * which counts. Ends after so many milliseconds or so many requests to each server, whichever comes first, but not
- * within a turn. Says `connected` on standard error after a first burst to each, which does not count.
+ * within a turn. Says `connected` on standard error after a first burst to each, which does not count. With a pace, the
+ * first turn is one period after that.
  *
- * Each answer must be 200 and complete, by its Content-Length, its chunks or its end, and have exactly BYTES where they
- * are given. All else ends the program with status 1 and a line. */
+ * Each answer must be 200 and complete, by its Content-Length, its chunks or its end, and have LEAST to MOST bytes
+ * where they are given. All else ends the program with status 1 and a line. */
 #include "bench.h"
 
 #include <arpa/inet.h>
@@ -42,7 +43,7 @@ struct connection {
 
 struct target {
     uint16_t port;
-    uint64_t expected; /* bytes of a body; 0: any number */
+    uint64_t least, most; /* bytes of a body */
     int epoll;
     struct connection *connections;
     struct bench_samples samples;
@@ -167,15 +168,24 @@ static void send_request(struct target *target, struct connection *connection)
         bench_fail("send", -errno);
 }
 
+static void check_size(const struct target *target, uint64_t size)
+{
+    if (size >= target->least && size <= target->most)
+        return;
+    (void)fprintf(stderr, "port %u: a body of %llu bytes, expected %llu to %llu\n", target->port,
+                  (unsigned long long)size, (unsigned long long)target->least, (unsigned long long)target->most);
+    bench_fail("an answer has another size than expected", -EPROTO);
+}
+
 /* Reads once. Returns 1 when the answer is complete. */
 static int receive(struct target *target, struct connection *connection)
 {
     struct answer *answer = &connection->answer;
     const ssize_t size = recv(connection->fd, received, sizeof received, 0);
 
-    if (size < 0)
+    if (size < 0 && errno != ECONNRESET)
         bench_fail("recv", -errno);
-    if (size == 0 && !(answer->head_done && answer->framing == BY_END))
+    if (size < 0 || (size == 0 && !(answer->head_done && answer->framing == BY_END)))
         bench_fail("an answer was cut off", -EPROTO);
     if (size == 0)
         answer->done = 1;
@@ -184,8 +194,7 @@ static int receive(struct target *target, struct connection *connection)
     if (!answer->done)
         return 0;
     bench_sample(&target->samples, (double)(bench_now_ns() - connection->begin_ns));
-    if (target->expected && answer->size != target->expected)
-        bench_fail("an answer has another size than expected", -EPROTO);
+    check_size(target, answer->size);
     target->bytes += answer->size;
     if (!answer->keep) {
         (void)close(connection->fd);
@@ -224,20 +233,24 @@ static unsigned open_targets(int argc, char **argv, struct target *ret, unsigned
             continue;
         struct target *target = &ret[count++];
         char *end;
-        *target = (struct target){.port = (uint16_t)strtoul(argv[i], &end, 10), .epoll = epoll_create1(EPOLL_CLOEXEC)};
-        target->expected = *end == ':' ? strtoull(end + 1, NULL, 10) : 0;
+        *target = (struct target){
+            .port = (uint16_t)strtoul(argv[i], &end, 10), .most = UINT64_MAX, .epoll = epoll_create1(EPOLL_CLOEXEC)};
+        if (*end == ':') {
+            target->least = strtoull(end + 1, &end, 10);
+            target->most = *end == '-' ? strtoull(end + 1, NULL, 10) : target->least;
+        }
         target->connections = bench_allocate(connections, sizeof *target->connections);
         for (unsigned c = 0; c < connections; c++)
             target->connections[c].fd = -1;
     }
     if (count == 0)
-        bench_fail("usage: bench-load [--OPTION=N]... PORT[:BYTES]...", -EINVAL);
+        bench_fail("usage: bench-load [--OPTION=N]... PORT[:LEAST-MOST]...", -EINVAL);
     return count;
 }
 
 static void wait_for_turn(uint64_t begin_ns, uint64_t turn, double pace)
 {
-    const uint64_t at_ns = begin_ns + (uint64_t)((double)turn * 1e9 / pace);
+    const uint64_t at_ns = begin_ns + (uint64_t)((double)(turn + 1) * 1e9 / pace);
     const struct timespec until = {(time_t)(at_ns / 1000000000u), (long)(at_ns % 1000000000u)};
 
     (void)clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL);

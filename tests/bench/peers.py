@@ -8,8 +8,8 @@ import pathlib
 import shutil
 import subprocess
 
-from programs import (HERE, Failed, clean_environment, cpu_ns, free_port, get, load, python, samples, shared_directory,
-                      started, value_of)
+from programs import (HERE, Failed, body_of, clean_environment, cpu_ns, free_port, like, load, need_module, python,
+                      samples, shared_directory, started, value_of)
 from report import percentile
 
 MODEL = "deepseek-ai/DeepSeek-R1-0528"
@@ -42,14 +42,16 @@ def check_page(peer, page, debug):
 def measure_peer(settings, report, peer, command, environment):
     with environment() as variables:
         for found in samples([*command, "record", f"--ms={settings.ms(150)}"], settings.near, variables):
-            report.add(f"peer.{peer}.{found['case']}", percentile(found["ns"], 0.5))
+            report.add(f"peer.{peer}.{found['case']}", percentile(found["ns"], 0.5),
+                       relative_to="plugin.recorded" if found["case"] == "pass" else None)
     for page, flags in (("aggregated", ()), ("debug", ("--debug",))):
         port = free_port()
         with environment() as variables, \
                 started([*command, "serve", port, *flags], "ready", environment=variables) as (process, _):
-            check_page(peer, get(port)[1], page == "debug")
+            body = body_of(port)
+            check_page(peer, body, page == "debug")
             before = cpu_ns(process.pid)
-            (found,) = load(settings, port, ms=600)
+            (found,) = load(settings, like(port, body), ms=600)
             report.add_percentiles(f"peer.{peer}.{page}", found["ns"], f"server.{page}.plain.x1")
             # The load client's first request, which is not among its samples, counts too.
             report.add(f"peer.{peer}.{page}.cpu", (cpu_ns(process.pid) - before) / (len(found["ns"]) + 1),
@@ -86,6 +88,7 @@ def measure(settings, report):
     """Every other round: peers are slow, and their distance from us is larger than any noise."""
     if report.round % 2:
         return
+    need_module("prometheus_client", "python3-prometheus-client")
     script = python(HERE / "peers/python_peer.py")
     measure_peer(settings, report, "python", script, plain)
     measure_peer(settings, report, "multiprocess", script, multiprocess)

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import importlib.util
 import json
 import os
 import pathlib
@@ -22,6 +23,11 @@ class Failed(Exception):
     """Something could not be run, or gave what it should not; the message says what."""
 
 
+def need_module(name, package):
+    if importlib.util.find_spec(name) is None:
+        raise Failed(f"Python's {name} is missing: install Debian's {package}")
+
+
 class Settings:
     """`scale`: how long one measurement takes, of the full form's time."""
 
@@ -36,6 +42,19 @@ class Settings:
 
     def program(self, name):
         return str(self.build / "tests/bench" / name)
+
+    def built(self):
+        programs = [self.program(name) for name in ("writer", "writer_cxx", "feed", "reader", "load", "bare_mhd")]
+        return all(map(os.path.exists, (self.build / "wideep-exporter", self.build / "libwideep_shm.so", *programs)))
+
+    @property
+    def distribution(self):
+        """Where the distribution `wideep` is, to be imported."""
+        return (self.build / "bench/python").resolve()
+
+    @property
+    def has_distribution(self):
+        return (self.distribution / "wideep").exists()
 
 
 def clean_environment(**more):
@@ -117,10 +136,21 @@ def free_port():
 def get(port, path="/metrics", **headers):
     """(status, body)"""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
-    with contextlib.closing(connection):
-        connection.request("GET", path, headers=headers)
-        response = connection.getresponse()
-        return response.status, response.read()
+    try:
+        with contextlib.closing(connection):
+            connection.request("GET", path, headers=headers)
+            response = connection.getresponse()
+            return response.status, response.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise Failed(f"GET {path}: {error!r}") from error
+
+
+def body_of(port, gzip=False):
+    """The page, plain or compressed."""
+    status, body = get(port, **({"Accept-Encoding": "gzip"} if gzip else {}))
+    if status != 200 or (body[:2] == b"\x1f\x8b") != gzip:
+        raise Failed(f"status {status}, or not {'compressed' if gzip else 'plain'}")
+    return body
 
 
 def value_of(page, series):
@@ -140,6 +170,12 @@ def page_with(port, family, count):
         if time.monotonic() > end:
             raise Failed(f"the page has {found} samples of {family}, not {count}")
         time.sleep(0.05)
+
+
+def like(port, body):
+    """A target of load() whose answers are half to twice as long as this one. Those of one page have as many lines and
+    more or fewer digits: compressed, it grows by a third in its first seconds."""
+    return f"{port}:{len(body) // 2}-{len(body) * 2}"
 
 
 def load(settings, *targets, ms, **options):

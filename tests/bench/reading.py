@@ -4,8 +4,8 @@ import socket
 import subprocess
 import time
 
-from programs import (PATIENCE, Failed, clean_environment, cpu_ns, exporting, feeding, free_port, load, page_with,
-                      resident_bytes, samples, shared_directory)
+from programs import (PATIENCE, Failed, body_of, clean_environment, cpu_ns, exporting, feeding, free_port, like, load,
+                      page_with, resident_bytes, samples, shared_directory)
 from report import percentile
 
 DEBUG = ("--debug.per-expert", "--debug.duration=1h")
@@ -20,6 +20,10 @@ SHAPES = {
     "experts1": ("--redundant=0", "--debug"),
     "experts8": ("--groups=8", "--redundant=0", "--debug"),
 }
+# Nine times as many ranks, in one group and in nine, by nine.
+GROWTH = {"ranks72": "growth72", "groups9x8": "growth9x8"}
+# Long enough for more generations of a page than the exporter keeps, at the default interval.
+SLOW_READERS, SLOW_SECONDS = 12, 1.5
 
 
 def collections(settings, report):
@@ -32,8 +36,9 @@ def collections(settings, report):
                              ("compress", found["compress"])):
             report.add(f"reader.{name}.{part}", percentile(values, 0.5))
         report.add(f"reader.{name}.page", found["bytes"], "bytes")
-        if name == "groups9x8":
-            report.add("reader.growth9", percentile(found["collect"], 0.5) / 9, relative_to="reader.ranks8.collect")
+        if name in GROWTH:
+            report.add(f"reader.{GROWTH[name]}", percentile(found["collect"], 0.5) / 9,
+                       relative_to="reader.ranks8.collect")
 
 
 def drain(settings, report):
@@ -82,23 +87,20 @@ def start(settings, report):
             process.wait()
 
 
-def slow_readers(port, seconds):
+def slow_readers(port):
     """Connections that ask, a few in each generation of the page, and do not read. Returned open."""
     connections = []
-    for _ in range(12):
+    for _ in range(SLOW_READERS):
         connection = socket.socket()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(("127.0.0.1", port))
         connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
         connections.append(connection)
-        time.sleep(seconds / 12)
+        time.sleep(SLOW_SECONDS / SLOW_READERS)
     return connections
 
 
 def memory(settings, report):
-    """Not of each round: it varies little, and takes its time."""
-    if report.round > 0:
-        return
     for name, shape, flags, family, count in (
             ("aggregated", ("--engines=8",), (), "wideep_rank_up", 8),
             ("debug", ("--engines=1", "--layers=60", "--redundant=0"), DEBUG, EXPERTS, 60 * 256)):
@@ -106,10 +108,10 @@ def memory(settings, report):
                 exporting(settings, directory, *flags) as (process, port):
             page_with(port, family, count)
             for gzip in (False, True):
-                load(settings, port, ms=500, gzip=gzip, connections=8)
+                load(settings, like(port, body_of(port, gzip)), ms=500, gzip=gzip, connections=8)
             report.add(f"memory.{name}", resident_bytes(process.pid), "bytes")
             if name == "debug":
-                connections = slow_readers(port, 3)
+                connections = slow_readers(port)
                 report.add("memory.debug_slow_readers", resident_bytes(process.pid), "bytes")
                 for connection in connections:
                     connection.close()

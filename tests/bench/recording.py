@@ -3,8 +3,8 @@
 import contextlib
 import time
 
-from programs import (HERE, Failed, exporting, feeding, get, page_with, python, samples, shared_directory, started,
-                      value_of)
+from programs import (HERE, Failed, exporting, feeding, get, like, page_with, python, samples, shared_directory,
+                      started, value_of)
 from report import percentile
 
 LANGUAGES = ("c", "cxx", "python")
@@ -19,9 +19,8 @@ LARGEST_SERIES = 8 * 58 * 256
 
 def command(settings, language, directory, how, *flags):
     if language == "python":
-        extension = (settings.build / "bench/python").resolve()
-        binding = "extension" if (extension / "wideep").exists() else "ctypes"
-        return ["env", f"PYTHONPATH={extension}", *python(HERE / "python_writer.py", settings.build / "libwideep_shm.so",
+        binding = "extension" if settings.has_distribution else "ctypes"
+        return ["env", f"PYTHONPATH={settings.distribution}", *python(HERE / "python_writer.py", settings.build / "libwideep_shm.so",
                                                           directory, how, f"--binding={binding}", *flags)]
     return [settings.program("writer" if language == "c" else "writer_cxx"), directory, how, *flags]
 
@@ -72,13 +71,13 @@ def scrapes(port):
 
 
 @contextlib.contextmanager
-def scraped(settings, report, port, pace):
+def scraped(settings, report, port, page, pace):
     """Someone asks for the page so many times a second, on the exporter's core."""
     if pace == 0:
         yield
         return
     before, begin = scrapes(port), time.monotonic()
-    command = [settings.program("load"), "--ms=1e9", f"--pace={pace}", port]
+    command = [settings.program("load"), "--ms=1e9", f"--pace={pace}", like(port, page)]
     with started(command, "connected", settings.far, stream="stderr") as (process, _):
         yield
         if process.poll() is not None:
@@ -87,6 +86,8 @@ def scraped(settings, report, port, pace):
 
 
 def measure(settings, report):
+    if not settings.has_distribution:
+        report.note("Python records by ctypes: make bench has not built the distribution wideep")
     with shared_directory() as directory:
         hot(settings, report, directory, "alone")
         paced(settings, report, directory, "alone", LANGUAGES, PACED_MS)
@@ -94,10 +95,10 @@ def measure(settings, report):
         with feeding(settings, directory, *LARGEST, cores=settings.far), \
                 exporting(settings, directory, "--debug.per-expert", "--debug.duration=1h",
                           cores=settings.far) as (_, port):
-            page_with(port, "vllm:expert_load_per_expert_tokens_DEBUG", LARGEST_SERIES)
+            page = page_with(port, "vllm:expert_load_per_expert_tokens_DEBUG", LARGEST_SERIES)
             hot(settings, report, directory, "reader")
             for pace in (0, 5, 20):
                 condition = f"scrapes{pace}"
-                with scraped(settings, report, port, pace):
+                with scraped(settings, report, port, page, pace):
                     paced(settings, report, directory, condition, LANGUAGES if pace == 20 else ("c",), PACED_MS)
                     brisk(settings, report, directory, condition)

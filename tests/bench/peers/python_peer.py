@@ -85,8 +85,20 @@ class Work:
                 "work_b": self.b, "work_b_labels": lambda: self.b(children_of_experts())}
 
 
+def gauges_of_slots():
+    """A call that sets a gauge for each physical expert's load of a pass."""
+    family = gauge("slot_tokens", "layer", "slot")
+    gauges = [family.labels(MODEL, ENGINE, layer, slot) for layer in range(58) for slot in range(288)]
+    loads = [float(7 * i % 31) for i in range(len(gauges))]
+
+    def record_pass():
+        for child, load in zip(gauges, loads):
+            child.set(load)
+    return record_pass
+
+
 def record(ms):
-    for name, call in Work().cases().items():
+    for name, call in (Work().cases() | {"pass": gauges_of_slots()}).items():
         samples, end = [], time.perf_counter() + ms / 1e3
         call()
         while len(samples) < 2 or time.perf_counter() < end:
