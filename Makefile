@@ -99,6 +99,8 @@ SO_REAL := libwideep_shm.so.$(VERSION)
 SO_NAME := libwideep_shm.so.$(SOVERSION)
 SHARED := $(if $(SO_SRCS),$(B)/$(SO_REAL) $(B)/$(SO_NAME) $(B)/libwideep_shm.so)
 UNIT_PROGRAMS := $(patsubst tests/unit/%.c,$(B)/tests/unit/%,$(UNIT_SRCS))
+# The pages' test again, with what compresses where there is no ISA-L.
+FALLBACK_PROGRAM := $(B)/tests/unit/test_pages_without_isal
 ABI_PROGRAMS := $(addprefix $(B)/tests/abi/,$(ABI_NAMES))
 BENCH_PROGRAMS := $(addprefix $(B)/tests/bench/,writer writer_cxx feed reader load bare_mhd)
 
@@ -177,7 +179,7 @@ endif
 .PHONY: all tests-build
 all: $(PROGRAMS) $(SHARED) ## Build the programs and libwideep_shm.so into build/
 
-tests-build: all $(UNIT_PROGRAMS) $(ABI_PROGRAMS) $(BENCH_PROGRAMS) ## Build the test programs too
+tests-build: all $(UNIT_PROGRAMS) $(FALLBACK_PROGRAM) $(ABI_PROGRAMS) $(BENCH_PROGRAMS) ## Build the test programs too
 
 .PHONY: FORCE
 FORCE:
@@ -233,6 +235,10 @@ $(B)/obj/tests/unit/%.o: tests/unit/%.c $(B)/gen/flags | $(B)/gen/version.h $(PR
 	$(call say,CC,$<) mkdir -p $(@D)
 	$(Q)$(CC) $(PROGRAM_CFLAGS) -Itests/unit $(CHECK_CFLAGS) $(DEPFLAGS) -c $< -o $@
 
+$(B)/obj/without_isal/%.o: src/%.c $(B)/gen/flags | $(B)/gen/version.h libraries
+	$(call say,CC,$<) mkdir -p $(@D)
+	$(Q)$(CC) $(filter-out -DHAVE_ISAL,$(PROGRAM_CFLAGS)) $(DEPFLAGS) -c $< -o $@
+
 $(B)/obj/shm-abi/%.o: shm-abi/%.c $(B)/gen/flags | $(B)/gen/version.h
 	$(call say,CC,$<) mkdir -p $(@D)
 	$(Q)$(CC) $(SO_CFLAGS) $(DEPFLAGS) -c $< -o $@
@@ -273,6 +279,12 @@ $(UNIT_PROGRAMS): $(B)/tests/unit/%: $(B)/obj/tests/unit/%.o $(call objs,$(UNIT_
 	$(link)
 	$(Q)$(LINK_C) $(CHECK_LIBS) $(PROGRAM_LIBS)
 
+# Its page.o takes the place of the archive's. Without the library to link with, it cannot be the other one.
+$(FALLBACK_PROGRAM): $(B)/obj/tests/unit/test_pages.o $(B)/obj/without_isal/page.o $(call objs,$(UNIT_HELPER_SRCS)) \
+		$(ARCHIVE) $(B)/gen/flags
+	$(link)
+	$(Q)$(LINK_C) $(CHECK_LIBS) $(filter-out -lisal,$(PROGRAM_LIBS))
+
 $(addprefix $(B)/tests/abi/,$(notdir $(basename $(ABI_C_SRCS)))): $(B)/tests/abi/%: $(B)/obj/tests/abi/%.o $(B)/gen/flags
 	$(link)
 	$(Q)$(LINK_C) -lm $(LDLIBS)
@@ -297,7 +309,7 @@ $(B)/$(SO_NAME) $(B)/libwideep_shm.so: $(B)/$(SO_REAL)
 # Keep the objects of test programs: they are intermediate files to make.
 .SECONDARY:
 
--include $(patsubst %.o,%.d,$(call objs,$(C_SRCS) $(CC_SRCS)) $(PROTO_OBJS))
+-include $(patsubst %.o,%.d,$(call objs,$(C_SRCS) $(CC_SRCS)) $(PROTO_OBJS)) $(B)/obj/without_isal/page.d
 
 # ---- tests ------------------------------------------------------------------------------------
 
@@ -308,7 +320,7 @@ submake = $(MAKE) --no-print-directory $(if $(findstring jobserver,$(MAKEFLAGS))
 .PHONY: run-tests
 run-tests: tests-build
 	@$(PYTHON) tests/run --build $(B) --san '$(SAN)' --cc '$(CC)' --cxx '$(CXX)' --jobs $(JOBS) --test-jobs $(TEST_JOBS) \
-		--mark '$(TEST_MARK)' --only '$(T)' $(if $(TALLY),--tally $(TALLY) --label $(or $(VARIANT),plain)) $(UNIT_PROGRAMS)
+		--mark '$(TEST_MARK)' --only '$(T)' $(if $(TALLY),--tally $(TALLY) --label $(or $(VARIANT),plain)) $(UNIT_PROGRAMS) $(FALLBACK_PROGRAM)
 
 .PHONY: check check-ci check-all check-matrix check-torch abi-header asan ubsan tsan
 check: deps-test ## Install what the tests need, build, run all tests (T=name: only those)
@@ -361,7 +373,7 @@ abi-header:
 	done
 
 .PHONY: bench bench-quick bench-baseline bench-build
-bench: deps-bench ## Measure everything against its floor and its peers (5 to 6 minutes): tests/bench/README.md
+bench: deps-bench ## Measure everything against its floor and its peers (6 to 7 minutes): tests/bench/README.md
 	@$(submake) bench-build
 	@$(PYTHON) tests/bench/run.py --build $(B)
 
