@@ -1180,7 +1180,9 @@ WIDEEP_API const char *wideep_error_text(int error)
     case ENOSPC: return "the shared-memory directory is full; enlarge the tmpfs or remove dead segments";
     case ENOENT: return "the shared-memory directory does not exist; create it or set WIDEEP_SHM_DIR";
     case ENOTDIR: return "the shared-memory directory's path leads to a file; set WIDEEP_SHM_DIR to a directory";
-    case EACCES: return "no permission to write in the shared-memory directory";
+    case EACCES:
+        return "no permission to write in the shared-memory directory; allow it, or set WIDEEP_SHM_DIR to another one";
+    case EROFS: return "the shared-memory directory is read-only; set WIDEEP_SHM_DIR to one that can be written to";
     case ECHILD: return "the handle belongs to the parent of this forked process; open a segment of its own here";
     case ESTALE: return "another live segment has taken the name; this writer has stopped";
     case EINVAL: return "an argument is out of range";
@@ -1763,7 +1765,7 @@ WIDEEP_API int wideep_i_create_loop(struct wideep_writer *w)
  * Returns 0 and a handle for wideep_close(). Errors, with nothing left behind: -EBUSY a live process (this one
  * included) writes it; -EPERM the dead file is another user's in a sticky directory; -ENOSPC the file system is full;
  * -EINVAL, -ENAMETOOLONG a value of the config is out of its range; -EEXIST the name is no regular file; -ENOENT,
- * -ENOTDIR, -EACCES the directory; else another negative errno. wideep_error_text() has advice.
+ * -ENOTDIR, -EACCES, -EROFS the directory; else another negative errno. wideep_error_text() has advice.
  *
  * Blocks for up to two seconds while other starters race for the identity. One call at a time in a process. */
 WIDEEP_API int wideep_create(struct wideep_writer **ret, const struct wideep_config *config)

@@ -294,8 +294,15 @@ error = refused(wideep.WideepError, create, "WIDEEP_INSTANCE")
 assert error.errno == errno.EBUSY and error.filename == busy.path and "instance" in error.strerror
 with create(instance="other"), create(rank=1):
     pass
-for keywords in (dict(rank=2), dict(ep_size=4), dict(engine=65536), dict(instance="a/b"), dict(ep_size=2000)):
-    assert refused(wideep.WideepError, lambda: create(**{"rank": 1, **keywords})).errno == errno.EINVAL
+Model = wideep.Model
+for said, keywords in (
+        ("rank must", dict(rank=2)), ("physical_experts must", dict(ep_size=4)), ("engine", dict(engine=65536)),
+        ("instance (WIDEEP_INSTANCE)", dict(instance="a/b")), ("ep_size", dict(ep_size=2000)), ("tp_rank", dict(tp_rank=65536)),
+        ("models: a name", dict(models=[Model("")])), ("models: two", dict(models=[Model("a"), Model("a")])),
+        ("models: layers", dict(models=[Model("a", 513, 4)])), ("models: logical", dict(models=[Model("a", 1)])),
+        ("models: physical", dict(models=[Model("a", 1, 4096, 8194)]))):
+    error = refused(wideep.WideepError, lambda: create(**{"rank": 1, **keywords}))
+    assert error.errno == errno.EINVAL and error.strerror.startswith("an argument is out of range: " + said), error
 assert refused(wideep.WideepError, lambda: create(rank=1, instance="x" * 64)).errno == errno.ENAMETOOLONG
 assert refused(wideep.WideepError, lambda: create(rank=1, directory="/nowhere/at/all")).errno == errno.ENOENT
 refused(ValueError, lambda: create(role="both"), "both")
@@ -477,6 +484,33 @@ def test_the_examples_of_the_page_run_as_written(python):
     assert len(blocks) == 3
     out = python("\n".join(blocks))
     assert out.splitlines() == ["wideep.default.e0.fe0 closed 1200 0", "wideep.default.e0.r3 closed 0 100"]
+
+
+def test_what_a_prompt_shows(python):
+    """repr() is short enough for a notebook, help() names the arguments."""
+    python("""
+import inspect
+with create() as w:
+    assert repr(w) == f"<Writer {w.path}>"
+    for number in range(50):
+        w.record_pass(loads, None, pass_=number)
+assert repr(w) == f"<Writer {w.path} (closed)>"
+assert len(repr(wideep.read_segments())) < 4000
+for name in dir(wideep._binding.Writer):
+    method = getattr(wideep._binding.Writer, name)
+    if not name.startswith("_") and callable(method):
+        assert str(inspect.signature(method)).startswith("(self"), name
+""")
+
+
+def test_where_nothing_can_be_read(python):
+    python("""
+assert wideep.read_segments() == []
+refused(FileNotFoundError, lambda: wideep.read_segments("/nowhere/at/all"), "/nowhere/at/all")
+for path, number in (("/nowhere", errno.ENOENT), ("/tmp", errno.EINVAL), ("/etc/passwd", errno.EBADMSG)):
+    error = refused(wideep.WideepError, lambda: wideep.read_segment(path))
+    assert error.errno == number and "WIDEEP_SHM_DIR" not in error.strerror and error.filename == path
+""")
 
 
 def test_the_readmes_example_in_python(python):

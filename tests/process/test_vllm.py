@@ -82,12 +82,16 @@ class Engine:
 
     def log(self):
         """Lines of the plugin that are not good news."""
-        return [line for line in list(self.errors.lines) if "wideep:" in line and " recorded in " not in line]
+        good = re.compile(r" recorded in | wideep: hooks in place: [^;]*(; not imported by this engine: [^;]*)?$|"
+                          r" wideep: off, as WIDEEP_VLLM says$")
+        return [line for line in list(self.errors.lines) if "wideep:" in line and not good.search(line)]
 
     def hooks_off(self):
         """Names of hooks, each of which said so once in each process that it concerns."""
         lines = []
         for line in self.log():
+            if " wideep: hooks " in line:  # the summary, which says it again
+                continue
             said = re.fullmatch(r"(\d+) wideep: (.*) hook is off, (.*)", line)
             assert said, line
             lines.append(said.groups())
@@ -343,7 +347,7 @@ def expect_unnoticed(engine, untouched, advice):
     assert engine.go() == untouched(False)
     lines = [re.fullmatch(r"(\d+) wideep: (.*) is not recorded for now: (.*)", line) for line in engine.log()]
     assert lines and all(lines), engine.log()
-    assert all(advice in line.group(3) for line in lines), engine.log()
+    assert all(advice in line.group(3) and "/wideep.default.e" in line.group(3) for line in lines), engine.log()
     assert len({line.group(1, 2) for line in lines}) == len(lines) == 8  # four ranks, and the front end for four engines
 
 
@@ -369,7 +373,7 @@ def test_a_full_directory_goes_unnoticed(python, untouched, tmp_path, mounted):
 
 def test_a_read_only_directory_goes_unnoticed(python, untouched, tmp_path, mounted):
     with serving(python, mounted("ro"), tmp_path / "out") as engine:
-        expect_unnoticed(engine, untouched, "")
+        expect_unnoticed(engine, untouched, "read-only; set WIDEEP_SHM_DIR")
         engine.end()
 
 
@@ -434,6 +438,57 @@ def test_without_eplb_dbo_and_tokens_are_recorded(python, tmp_path):
         books = engine.go()
         exporter.wait_page(lambda page: expect_dbo(page, books) and expect_tokens(page, books))
         assert engine.log() == []
+
+
+@pytest.mark.parametrize("newer, change, said", [
+    (False, "", "in place: warm-up, dummy-run, dbo, eplb, eplb-maps, rearrangement; "
+                "not imported by this engine: dummy-run (newer runner), dbo (newer runner)"),
+    (True, "sync_cudagraph_and_dp_padding:gone",
+     "in place: warm-up, dummy-run, dummy-run (newer runner), dbo, eplb, eplb-maps, rearrangement; "
+     "off: dbo (newer runner)")])
+def test_each_rank_says_which_hooks_it_has(python, tmp_path, newer, change, said):
+    with shared_directory() as directory, \
+            serving(python, directory, tmp_path / "out", newer=newer, env={"FAKE_CHANGE": change}) as engine:
+        engine.go()
+        lines = [line.split(" wideep: hooks ") for line in list(engine.errors.lines) if " wideep: hooks " in line]
+        assert sorted(int(pid) for pid, _ in lines) == sorted(engine.pids)
+        assert {text for _, text in lines} == {said}
+        engine.end()
+
+
+def fitting(python, expected, **env):
+    """python -m wideep.vllm: its lines."""
+    done = subprocess.run([python.program, "-m", "wideep.vllm"], capture_output=True, text=True, timeout=120, check=False,
+                          env={"PATH": os.environ["PATH"], "PYTHONPATH": python.path, **env})
+    assert (done.returncode, done.stderr) == (expected, ""), done.stderr
+    return done.stdout.splitlines()
+
+
+def test_whether_the_hooks_fit_is_known_without_an_engine(python):
+    lines = fitting(python, 0)
+    assert lines[0].startswith("vLLM ") and len(lines) == 10
+    assert all(line.endswith("  in place") for line in lines[1:])
+    lines = fitting(python, 1, FAKE_CHANGE="_post_process_ubatch:gone")
+    assert [line for line in lines[1:] if not line.endswith("  in place")] == [
+        f"{'dbo':26}off: vllm.v1.worker.dp_utils has no function _post_process_ubatch"]
+    assert fitting(python, 0, WIDEEP_VLLM="off") == ["WIDEEP_VLLM switches all hooks off"]
+    assert fitting(python, 1, PYTHONPATH="") == ["vLLM is not installed for this Python"]
+
+
+def test_settings_that_mean_nothing_are_said_once(python):
+    out = alone(python, """
+import logging
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+import os
+os.environ.update(WIDEEP_VLLM="disabled", WIDEEP_RECORD="alway")
+wideep.vllm.register()
+wideep.vllm.register()
+os.environ.update(WIDEEP_VLLM="off", WIDEEP_RECORD="always")
+wideep.vllm.register()
+""")
+    assert out.splitlines() == [
+        "wideep: WIDEEP_VLLM=disabled is none of 0, 1, false, no, off, on, true, yes: ignored",
+        "wideep: WIDEEP_RECORD=alway is none of always: ignored", "wideep: off, as WIDEEP_VLLM says"]
 
 
 def test_nothing_of_the_engine_is_imported(python):

@@ -81,7 +81,7 @@ START_TEST(names)
     for (int reason = 0; reason < WIDEEP_REASONS; reason++)
         ck_assert_str_ne(wideep_reason_name((enum wideep_reason)reason), "unknown");
     ck_assert_str_eq(wideep_reason_name(WIDEEP_REASONS), "unknown");
-    const int errors[] = {EBUSY,  EPERM,  ENOSPC, ENOENT, ENOTDIR,      EACCES,
+    const int errors[] = {EBUSY,  EPERM,  ENOSPC, ENOENT, ENOTDIR,      EACCES, EROFS,
                           ECHILD, ESTALE, EINVAL, ERANGE, ENAMETOOLONG, EEXIST};
     for (size_t i = 0; i < sizeof errors / sizeof errors[0]; i++) {
         ck_assert_str_eq(wideep_error_text(errors[i]), wideep_error_text(-errors[i]));

@@ -23,10 +23,9 @@ static PyObject *new_ref(PyObject *object)
     return object;
 }
 
-static PyObject *raise_error(int error, const char *reason, PyObject *path)
+static PyObject *raise_text(int error, const char *general, const char *reason, PyObject *path)
 {
-    PyObject *text = reason ? PyUnicode_FromFormat("%s: %s", wideep_error_text(error), reason)
-                            : PyUnicode_FromString(wideep_error_text(error));
+    PyObject *text = reason ? PyUnicode_FromFormat("%s: %s", general, reason) : PyUnicode_FromString(general);
     PyObject *value = NULL;
     if (text && path)
         value = PyObject_CallFunction(wideep_error, "iOO", -error, text, path);
@@ -37,6 +36,11 @@ static PyObject *raise_error(int error, const char *reason, PyObject *path)
     Py_XDECREF(value);
     Py_XDECREF(text);
     return NULL;
+}
+
+static PyObject *raise_error(int error, const char *reason, PyObject *path)
+{
+    return raise_text(error, wideep_error_text(error), reason, path);
 }
 
 static PyObject *none_or_error(int error, PyObject *path)
@@ -300,6 +304,46 @@ static int parse_models(PyObject *models, struct wideep_config *config)
     return 1;
 }
 
+static const char *model_fault(const struct wideep_config *config, uint32_t ep_size, uint32_t m)
+{
+    const struct wideep_model_config *model = &config->models[m];
+    const uint32_t physical = model->physical_experts ? model->physical_experts : model->logical_experts;
+    if (!*model->name)
+        return "models: a name is empty";
+    for (uint32_t other = 0; other < m; other++)
+        if (strcmp(config->models[other].name, model->name) == 0)
+            return "models: two of them have the same name";
+    if (config->role == WIDEEP_ROLE_FRONTEND)
+        return NULL;
+    if (model->layers > WIDEEP_MAX_LAYERS)
+        return "models: layers";
+    if (model->logical_experts > WIDEEP_MAX_LOGICAL_EXPERTS || (model->layers && !model->logical_experts))
+        return "models: logical_experts";
+    if (physical > WIDEEP_MAX_PHYSICAL_EXPERTS || (model->layers && physical % ep_size))
+        return "models: physical_experts must be a multiple of ep_size, and not too many";
+    return NULL;
+}
+
+/* Which argument made wideep_create() refuse with EINVAL. */
+static const char *config_fault(const struct wideep_config *config)
+{
+    const uint32_t ep_size = config->ep_size ? config->ep_size : 1;
+    if (!wideep_instance_valid(config->instance, strlen(config->instance)))
+        return "instance (WIDEEP_INSTANCE) is of A-Z a-z 0-9 . _ -, without a leading dot";
+    if (config->engine > WIDEEP_MAX_NUMBER)
+        return "engine";
+    if (config->role == WIDEEP_ROLE_RANK && ep_size > WIDEEP_MAX_EP_SIZE)
+        return "ep_size";
+    if (config->rank > WIDEEP_MAX_NUMBER || (config->role == WIDEEP_ROLE_RANK && config->rank >= ep_size))
+        return "rank must be below ep_size";
+    if (config->tp_rank > WIDEEP_MAX_NUMBER)
+        return "tp_rank";
+    const char *fault = NULL;
+    for (uint32_t m = 0; !fault && m < config->model_count; m++)
+        fault = model_fault(config, ep_size, m);
+    return fault ? fault : "models: together too large";
+}
+
 static int writer_create(struct writer *self, const struct wideep_config *config)
 {
     /* Once only: a call that is under way has checked its arrays against these models. */
@@ -313,7 +357,7 @@ static int writer_create(struct writer *self, const struct wideep_config *config
         return -1;
     int error = wideep_create(&self->handle, config);
     if (error) {
-        raise_error(error, NULL, self->path);
+        raise_error(error, error == -EINVAL ? config_fault(config) : NULL, self->path);
         return -1;
     }
     self->pid = (unsigned long)getpid();
@@ -666,17 +710,37 @@ static PyObject *writer_get_closed(PyObject *object, void *unused)
 /* METH_KEYWORDS has its own type of function, which PyMethodDef holds as another. */
 #define WITH_KEYWORDS(function) (PyCFunction)(void (*)(void))(function), METH_VARARGS | METH_KEYWORDS
 
+/* In front of a method's text, for help() and inspect.signature(). */
+#define SIGNATURE(name, arguments) name "($self, " arguments ")\n--\n\n"
+
 static PyMethodDef writer_methods[] = {
-    {"record_pass", WITH_KEYWORDS(writer_record_pass), "Record the expert loads of one forward pass."},
-    {"skip_pass", WITH_KEYWORDS(writer_skip_pass), "A forward pass whose loads the engine did not record."},
-    {"record_eplb", WITH_KEYWORDS(writer_record_eplb), "Record figures already reduced over the group, per layer."},
-    {"record_dbo", WITH_KEYWORDS(writer_record_dbo), "Record what became of Dual Batch Overlap in one pass."},
-    {"rearrangement_begin", WITH_KEYWORDS(writer_rearrangement_begin), "A rearrangement of the experts begins."},
-    {"rearrangement_end", WITH_KEYWORDS(writer_rearrangement_end), "It is done; returns its nanoseconds."},
-    {"rearrangement_abort", WITH_KEYWORDS(writer_rearrangement_abort), "It was given up: nothing is counted."},
-    {"record_tokens", WITH_KEYWORDS(writer_record_tokens), "Add prompt and generation tokens."},
-    {"check", writer_check, METH_NOARGS, "Assert about once a second that the segment has its lock and name."},
-    {"close", writer_close, METH_NOARGS, "Mark the segment closed and keep its file; harmless when repeated."},
+    {"record_pass", WITH_KEYWORDS(writer_record_pass),
+     SIGNATURE(
+         "record_pass",
+         "loads, physical_to_logical, *, pass_, step=None, model=0, rearrangement_duration_ns=0") "Record the expert loads of one forward pass."},
+    {"skip_pass", WITH_KEYWORDS(writer_skip_pass),
+     SIGNATURE("skip_pass", "*, pass_, step=None, model=0") "A forward pass whose loads the engine did not record."},
+    {"record_eplb", WITH_KEYWORDS(writer_record_eplb),
+     SIGNATURE(
+         "record_eplb",
+         "avg, max_, *, pass_, step=None, model=0, rearrangement_duration_ns=0") "Record figures already reduced over the group, per layer."},
+    {"record_dbo", WITH_KEYWORDS(writer_record_dbo),
+     SIGNATURE("record_dbo",
+               "*, phase, outcome, ubatch_tokens=(), pass_") "Record what became of Dual Batch Overlap in one pass."},
+    {"rearrangement_begin", WITH_KEYWORDS(writer_rearrangement_begin),
+     SIGNATURE("rearrangement_begin", "*, model=0, mode='sync'") "A rearrangement of the experts begins."},
+    {"rearrangement_end", WITH_KEYWORDS(writer_rearrangement_end),
+     SIGNATURE("rearrangement_end", "*, model=0") "It is done; returns its nanoseconds."},
+    {"rearrangement_abort", WITH_KEYWORDS(writer_rearrangement_abort),
+     SIGNATURE("rearrangement_abort", "*, model=0") "It was given up: nothing is counted."},
+    {"record_tokens", WITH_KEYWORDS(writer_record_tokens),
+     SIGNATURE("record_tokens", "prompt, generation") "Add prompt and generation tokens."},
+    {"check", writer_check, METH_NOARGS,
+     "check($self)\n--\n\n"
+     "Assert about once a second that the segment has its lock and name."},
+    {"close", writer_close, METH_NOARGS,
+     "close($self)\n--\n\n"
+     "Mark the segment closed and keep its file; harmless when repeated."},
     {NULL, NULL, 0, NULL}};
 
 static PyGetSetDef writer_properties[] = {
@@ -897,8 +961,10 @@ static PyObject *binding_read(PyObject *module, PyObject *argument)
     path = name ? PyUnicode_DecodeFSDefault(name) : NULL;
     if (path) {
         int error = wideep_open(&view, name, &reason);
-        if (error) {
-            raise_error(error, error == -EBADMSG ? wideep_reason_name(reason) : NULL, path);
+        if (error == -EBADMSG) {
+            raise_error(error, wideep_reason_name(reason), path);
+        } else if (error) { /* the header's advice is for writers */
+            raise_text(error, error == -EINVAL ? "the file is not a regular one" : strerror(-error), NULL, path);
         } else {
             result = read_view(&view, path);
             wideep_view_close(&view);

@@ -9,7 +9,7 @@ import contextlib
 import errno
 import os
 import pathlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from . import _binding
@@ -48,6 +48,9 @@ class Writer(_binding.Writer):
         super().__init__(_directory(directory), instance or os.environ.get("WIDEEP_INSTANCE") or "default", role,
                          tuple(models), engine, rank, ep_size, tp_rank, tp_size, dp_rank, dp_size, group,
                          rearrangement_interval, loads_replicated)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.path}{' (closed)' if self.closed else ''}>"
 
     @contextlib.contextmanager
     def rearrangement(self, *, model: int = 0, mode: str = "sync") -> Iterator[None]:
@@ -147,8 +150,8 @@ class Segment:
     ubatch_sums: List[int]  # tokens by ubatch index
     ubatch_buckets: List[List[int]]  # by ubatch index; not cumulative
     models: List[SegmentModel]
-    eplb: List[EplbRecord]  # those that the ring still holds, oldest first
-    dbo: List[DboRecord]
+    eplb: List[EplbRecord] = field(repr=False)  # those that the ring still holds, oldest first
+    dbo: List[DboRecord] = field(repr=False)
 
     @property
     def name(self) -> str:
@@ -170,9 +173,13 @@ def read_segment(path: Path) -> Segment:
 
 
 def read_segments(directory: Optional[Path] = None, instance: Optional[str] = None) -> List[Segment]:
-    """All segments of a directory, or those of one instance, by name. Files that are none are left out."""
+    """All segments of a directory, or those of one instance, by name. Files that are none are left out; a directory that
+    is missing or cannot be read is an OSError."""
     segments = []
-    for path in sorted(pathlib.Path(_directory(directory)).glob(f"wideep.{instance or '*'}.e*")):
+    for name in sorted(os.listdir(_directory(directory))):
+        if not name.startswith("wideep."):
+            continue
+        path = pathlib.Path(_directory(directory), name)
         try:
             segment = read_segment(path)
         except WideepError as error:

@@ -9,25 +9,31 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["StatLogger", "register"]  # pylint: disable=undefined-all-variable
+__all__ = ["StatLogger", "hooks", "register"]  # pylint: disable=undefined-all-variable
 
 
 def register() -> None:
     """Puts the hooks in place: now in what is imported, else when it will have been. May be called more than once, and
     raises nothing."""
-    from ._settings import enabled
+    from ._settings import check, enabled
+    check()
     if not enabled():
         return
     from . import _dbo, _dbo_newer, _engine, _loads, _rearrangement
     from ._importing import when_imported
-    worker = "vllm.v1.worker."
-    when_imported("vllm.distributed.eplb.eplb_state", _loads.imported)
-    when_imported("vllm.distributed.eplb.eplb_state", _rearrangement.imported)
-    when_imported(worker + "gpu_worker", _engine.worker_imported)
-    when_imported(worker + "gpu_model_runner", _engine.runner_imported)
-    when_imported(worker + "gpu.model_runner", _engine.newer_runner_imported)
-    when_imported(worker + "dp_utils", _dbo.imported)
-    when_imported(worker + "gpu.dp_utils", _dbo_newer.imported)
+    when_imported(_loads.hook.module, _loads.imported)
+    when_imported(_rearrangement.hook.module, _rearrangement.imported)
+    when_imported(_engine.warm_up.module, _engine.worker_imported)
+    when_imported(_engine.dummy_run.module, _engine.runner_imported)
+    when_imported(_engine.dummy_run_newer.module, _engine.newer_runner_imported)
+    when_imported(_dbo.hook.module, _dbo.imported)
+    when_imported(_dbo_newer.hook.module, _dbo_newer.imported)
+
+
+def hooks() -> dict[str, str]:
+    """The hooks of this process by name: `in place`, `off: ` and why, or `waiting: ` and for what."""
+    from ._hooks import hooks as known
+    return {hook.name: hook.state for hook in known}
 
 
 def __getattr__(name: str) -> Any:

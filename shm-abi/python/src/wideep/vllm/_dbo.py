@@ -8,7 +8,7 @@ from typing import Any, Optional, Sequence
 from . import _engine
 from ._hooks import Hook, Unfit, Wrapper, wrap
 
-hook = Hook("dbo", "DBO is not recorded")
+hook = Hook("dbo", "DBO is not recorded", "vllm.v1.worker.dp_utils")
 
 MAX_UBATCHES = 4  # that the segment has room for
 
@@ -104,4 +104,4 @@ def imported(module: Any) -> None:
         wrap(module, "check_ubatch_thresholds", Check)
         wrap(module, "_post_process_ubatch", Vote)
 
-    hook.guard(both)
+    hook.fit(both)

@@ -9,7 +9,7 @@ from . import _engine
 from ._dbo import query_length, record, ubatch_sizes, watched
 from ._hooks import Hook, Unfit, Wrapper, find, wrap
 
-hook = Hook("dbo (newer runner)", "DBO is not recorded")
+hook = Hook("dbo (newer runner)", "DBO is not recorded", "vllm.v1.worker.gpu.dp_utils")
 
 _asked: Optional[tuple[Any, int, bool]] = None  # configuration, tokens of the smallest rank, all decode uniformly
 
@@ -74,4 +74,4 @@ def imported(module: Any) -> None:
         wrap(module, "sync_cudagraph_and_dp_padding", Agreement)
         wrap(module, "check_ubatch_thresholds", Check)
 
-    hook.guard(both)
+    hook.fit(both)

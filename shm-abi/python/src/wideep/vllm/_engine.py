@@ -9,7 +9,7 @@ import sys
 import weakref
 from typing import Any, Callable, Optional
 
-from ._hooks import Hook, Unfit, Wrapper, find, served_name, wrap
+from ._hooks import Hook, Unfit, Wrapper, find, log, served_name, summary, wrap
 from ._segments import Segment, segments
 
 GROUPS = "vllm.distributed.parallel_state"
@@ -98,6 +98,7 @@ class Rank:
         if self._expects_loads(config) and self.loads is None:
             return  # the first pass will tell how many layers and experts there are
         arguments = self._arguments(config)
+        log.info("wideep: hooks %s", summary())
         self.segment = segments().add(f"rank {arguments['rank']} of engine {arguments['engine']}",
                                       lambda: _writer(dict(arguments)))
         if self.loads is not None:
@@ -154,9 +155,9 @@ os.register_at_fork(after_in_child=_forget)
 
 # ---- what tells that the engine is not at its real work --------------------------------------------------------
 
-warm_up = Hook("warm-up", "the first recorded pass may hold loads of the warm-up")
-dummy_run = Hook("dummy-run", "DBO is not recorded")
-dummy_run_newer = Hook("dummy-run (newer runner)", "DBO is not recorded")
+warm_up = Hook("warm-up", "the first recorded pass may hold loads of the warm-up", "vllm.v1.worker.gpu_worker")
+dummy_run = Hook("dummy-run", "DBO is not recorded", "vllm.v1.worker.gpu_model_runner")
+dummy_run_newer = Hook("dummy-run (newer runner)", "DBO is not recorded", "vllm.v1.worker.gpu.model_runner")
 
 
 class WarmUp(Wrapper):
@@ -210,14 +211,14 @@ class DummyRunNewer(DummyRun):
 
 def worker_imported(module: Any) -> None:
     """vllm.v1.worker.gpu_worker"""
-    warm_up.guard(lambda: wrap(find(module, "Worker"), "compile_or_warm_up_model", WarmUp))
+    warm_up.fit(lambda: wrap(find(module, "Worker"), "compile_or_warm_up_model", WarmUp))
 
 
 def runner_imported(module: Any) -> None:
     """vllm.v1.worker.gpu_model_runner"""
-    dummy_run.guard(lambda: wrap(find(module, "GPUModelRunner"), "_dummy_run", DummyRun))
+    dummy_run.fit(lambda: wrap(find(module, "GPUModelRunner"), "_dummy_run", DummyRun))
 
 
 def newer_runner_imported(module: Any) -> None:
     """vllm.v1.worker.gpu.model_runner"""
-    dummy_run_newer.guard(lambda: wrap(find(module, "GPUModelRunner"), "_dummy_run", DummyRunNewer))
+    dummy_run_newer.fit(lambda: wrap(find(module, "GPUModelRunner"), "_dummy_run", DummyRunNewer))

@@ -22,13 +22,21 @@ class Unfit(Exception):
     """The installed engine is not as this hook knows it."""
 
 
-class Hook:
-    """One thing that is watched. `loses` says in the log what will be missing when it is off."""
+hooks: list[Hook] = []  # all that this process knows
 
-    def __init__(self, name: str, loses: str) -> None:
+
+class Hook:
+    """One thing that is watched. `loses` says in the log what will be missing when it is off; `module` is where the
+    functions are that it wraps."""
+
+    def __init__(self, name: str, loses: str, module: str) -> None:
         self.name = name
         self.loses = loses
+        self.module = module
         self.on = True
+        self.in_place = False
+        self.why = ""  # it is off
+        hooks.append(self)
         self.cleanup: Optional[Callable[[], None]] = None  # what must not be left standing when it goes off
 
     def off(self, why: object) -> None:
@@ -40,8 +48,8 @@ class Hook:
                 except Exception as error:  # pylint: disable=broad-except
                     log.debug("wideep: after %s: %r", self.name, error)
             text = " ".join(str(why).split()) or type(why).__name__
-            kind = "" if isinstance(why, (str, Unfit)) else f"{type(why).__name__}: "
-            log.warning("wideep: %s hook is off, %s: %s%s", self.name, self.loses, kind, text)
+            self.why = text if isinstance(why, (str, Unfit)) else f"{type(why).__name__}: {text}"
+            log.warning("wideep: %s hook is off, %s: %s", self.name, self.loses, self.why)
 
     def guard(self, function: Callable[..., Any], *args: Any) -> Any:
         """Calls it while the hook is on; None if it is off or fails."""
@@ -51,6 +59,25 @@ class Hook:
             except Exception as error:  # pylint: disable=broad-except
                 self.off(error)
         return None
+
+    def fit(self, put_in_place: Callable[[], Any]) -> None:
+        """Wraps what it wraps; off if that is not there."""
+        self.guard(put_in_place)
+        self.in_place = self.on
+
+    @property
+    def state(self) -> str:
+        if not self.on:
+            return f"off: {self.why}"
+        return "in place" if self.in_place else f"waiting: nobody has imported {self.module}"
+
+
+def summary() -> str:
+    """One line: which hooks work, and which do not. One whose module never comes has nothing to say by itself."""
+    groups = {"in place": [hook.name for hook in hooks if hook.on and hook.in_place],
+              "off": [hook.name for hook in hooks if not hook.on],
+              "not imported by this engine": [hook.name for hook in hooks if hook.on and not hook.in_place]}
+    return "; ".join(f"{what}: {', '.join(names)}" for what, names in groups.items() if names)
 
 
 class Parameters:

@@ -12,8 +12,10 @@ from ._hooks import Hook, Unfit, Wrapper, find, log, wrap
 from ._segments import segments
 from ._settings import record_always
 
-hook = Hook("eplb", "expert loads are not recorded")
-maps_hook = Hook("eplb-maps", "the map of experts is copied from the device with each recorded pass")
+MODULE = "vllm.distributed.eplb.eplb_state"
+
+hook = Hook("eplb", "expert loads are not recorded", MODULE)
+maps_hook = Hook("eplb-maps", "the map of experts is copied from the device with each recorded pass", MODULE)
 
 _engine.eplb_hooks.append(hook)
 
@@ -260,7 +262,7 @@ def _always(state_class: Any) -> None:
 
 
 def imported(module: Any) -> None:
-    """vllm.distributed.eplb.eplb_state"""
+    """MODULE"""
     def step() -> None:
         state_class = find(module, "EplbState")
         find(state_class, "_should_record_current_step")
@@ -272,5 +274,5 @@ def imported(module: Any) -> None:
         wrap(module, "_commit_eplb_maps", Commit)
         wrap(module, "_commit_eplb_maps_for_layer", CommitLayer)
 
-    hook.guard(step)
-    maps_hook.guard(maps)
+    hook.fit(step)
+    maps_hook.fit(maps)

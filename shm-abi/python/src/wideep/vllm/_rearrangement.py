@@ -8,7 +8,7 @@ from typing import Any, Sequence
 from . import _engine, _loads
 from ._hooks import Hook, Wrapper, find, wrap
 
-hook = Hook("rearrangement", "rearrangements are not recorded")
+hook = Hook("rearrangement", "rearrangements are not recorded", _loads.MODULE)
 _engine.eplb_hooks.append(hook)
 
 _under_way: dict[int, Any] = {}  # index of the model: the writer in whose segment it began
@@ -116,4 +116,4 @@ def imported(module: Any) -> None:
         wrap(state_class, "rearrange", Rearrange)
         wrap(state_class, "step", Step)
 
-    hook.guard(both)
+    hook.fit(both)

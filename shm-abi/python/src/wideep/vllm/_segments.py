@@ -75,7 +75,8 @@ class Segment:
         """Each kind of error once: the engine's log is not ours."""
         if error.errno not in self._said:
             self._said.add(error.errno)
-            log.warning("wideep: %s is not recorded for now: %s", self.what, error.strerror or error)
+            place = f" ({error.filename})" if error.filename else ""
+            log.warning("wideep: %s is not recorded for now: %s%s", self.what, error.strerror or error, place)
 
 
 class Segments:

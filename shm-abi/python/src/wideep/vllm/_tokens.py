@@ -11,7 +11,9 @@ from ._hooks import Hook, Parameters, Unfit, served_name
 from ._segments import Segment, segments
 from ._settings import enabled
 
-hook = Hook("tokens", "prompt and generation tokens are not recorded")
+MODULE = "vllm.v1.metrics.loggers"
+
+hook = Hook("tokens", "prompt and generation tokens are not recorded", MODULE)
 
 
 class Frontend:
@@ -53,8 +55,9 @@ def prompt_tokens(stats: Any) -> int:
 
 def stat_logger_class() -> Any:
     """The front end insists on a real subclass of its own base, and is there when it asks for one."""
-    base = importlib.import_module("vllm.v1.metrics.loggers").StatLoggerBase
+    base = importlib.import_module(MODULE).StatLoggerBase
     asked = hook.guard(Parameters, base.record, "iteration_stats", "engine_idx") if enabled() else None
+    hook.in_place = asked is not None
 
     class StatLogger(base):  # type: ignore[misc, valid-type]
         """Records tokens; prints nothing."""
