@@ -5,8 +5,8 @@
 
 #include <cstdio>
 #include <memory>
+#include <stdexcept>
 #include <string>
-#include <system_error>
 #include <vector>
 
 namespace
@@ -26,7 +26,7 @@ using Writer = std::unique_ptr<wideep_writer, Close>;
 void check(int error)
 {
     if (error)
-        throw std::system_error(-error, std::generic_category(), wideep_error_text(error));
+        throw std::runtime_error(wideep_error_text(error));
 }
 
 Writer create(uint32_t rank)

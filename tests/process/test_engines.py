@@ -54,6 +54,21 @@ def by_cmake(directory):
     run("cmake", "--build", directory)
 
 
+@pytest.mark.parametrize("page", ["README.md", "shm-abi/README.md"])
+def test_the_pages_snippets_compile_without_a_warning(tmp_path, page):
+    """The one that is no whole program becomes a function of what it names without declaring it."""
+    (snippet,) = re.findall(r"^```c\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S)
+    include, rest = snippet.split("\n", 1)
+    if "int main(" not in snippet:
+        rest = ("static int engine(uint32_t ep_rank, uint64_t pass_number, const int32_t *loads,\n"
+                f"                  const int32_t *physical_to_logical)\n{{\n{rest}return error;\n}}\n"
+                "int main(void)\n{\nreturn engine(0, 0, NULL, NULL);\n}\n")
+    (tmp_path / "snippet.c").write_text(f"{include}\n{rest}")
+    for level in ("-O0", "-O2"):
+        run("cc", level, "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE", f"-I{ROOT / 'shm-abi'}", "-o", tmp_path / "snippet",
+            tmp_path / "snippet.c")
+
+
 def expected(scale):
     """[layer][physical expert] of all passes of an example, by the formula that it stands in for an engine with."""
     return [[sum(scale(n, layer, p) for n in range(50)) for p in range(8)] for layer in range(3)]

@@ -486,6 +486,18 @@ def test_the_examples_of_the_page_run_as_written(python):
     assert out.splitlines() == ["wideep.default.e0.fe0 closed 1200 0", "wideep.default.e0.r3 closed 0 100"]
 
 
+def test_the_pages_examples_and_the_package_are_typed(built, tmp_path):
+    """By the wheel's stub and py.typed, as a user's mypy sees them."""
+    pytest.importorskip("mypy")
+    pages = {"package": README, "repository": ROOT / "README.md"}
+    for name, page in pages.items():
+        (tmp_path / f"{name}.py").write_text("\n".join(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S)))
+    check = (sys.executable, "-m", "mypy", "--strict", "--cache-dir", tmp_path / "cache", "--python-executable",
+             built / "venv" / "bin" / "python")
+    run(*check, *(f"{name}.py" for name in pages), cwd=tmp_path)
+    run(*check, "-p", "wideep", cwd=tmp_path)
+
+
 def test_what_a_prompt_shows(python):
     """repr() is short enough for a notebook, help() names the arguments."""
     python("""
