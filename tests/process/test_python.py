@@ -296,7 +296,7 @@ with create(instance="other"), create(rank=1):
     pass
 Model = wideep.Model
 for said, keywords in (
-        ("rank must", dict(rank=2)), ("physical_experts must", dict(ep_size=4)), ("engine", dict(engine=65536)),
+        ("rank must", dict(rank=2)), ("models: physical_experts must", dict(ep_size=4)), ("engine", dict(engine=65536)),
         ("instance (WIDEEP_INSTANCE)", dict(instance="a/b")), ("ep_size", dict(ep_size=2000)), ("tp_rank", dict(tp_rank=65536)),
         ("models: a name", dict(models=[Model("")])), ("models: two", dict(models=[Model("a"), Model("a")])),
         ("models: layers", dict(models=[Model("a", 513, 4)])), ("models: logical", dict(models=[Model("a", 1)])),
