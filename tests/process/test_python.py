@@ -554,6 +554,54 @@ assert refused(wideep.WideepError, lambda: w.record_pass(loads, Closing(where), 
 """)
 
 
+def test_an_array_that_lies_about_its_device(python):
+    python("""
+class Lying(Tensor):
+    def __dlpack_device__(self):
+        return self.device
+w = create()
+for device in (1, None, (), ("cpu", 0), (1, 0, 0)):
+    refused(TypeError, lambda: w.record_pass(Lying(loads, device), where, pass_=0))
+""")
+
+
+def test_other_threads_run_while_creation_waits(python):
+    """Somebody claims the file of a dead writer and does not let go: creation gives up after two seconds."""
+    python("""
+import fcntl, threading, time
+create().close()
+claim = subprocess.Popen([sys.executable, "-c", "import fcntl, sys; f = open(sys.argv[1], 'r+');"
+                          "fcntl.lockf(f, fcntl.LOCK_EX, 1, 1); print(flush=True); sys.stdin.read()",
+                          wideep.read_segments()[0].path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+claim.stdout.readline()
+other, ticks, errors = create(engine=1), 0, []
+def wait():
+    try:
+        create()
+    except wideep.WideepError as error:
+        errors.append(error.errno)
+thread = threading.Thread(target=wait)
+thread.start()
+while thread.is_alive() and ticks < 20:
+    time.sleep(0.01)
+    other.record_tokens(1, 0)
+    ticks += 1
+assert ticks == 20 and thread.is_alive()
+child = os.fork()  # the thread that creates is not in it
+if child == 0:
+    signal.alarm(60)
+    create(engine=2)
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+assert [s.engine for s in wideep.read_segments()] == [0, 1, 2]  # once the waiting is over
+other.check()
+thread.join()
+assert errors == [errno.EBUSY], errors
+claim.communicate()
+assert create().origin == "takeover"
+""")
+
+
 def test_torchs_tensors(python):
     """Where torch is installed."""
     out = python("""

@@ -2,8 +2,9 @@
  *
  * wideep._binding: wideep_shm.h for Python. The type Writer is one handle; read() makes a dictionary of a segment.
  *
- * The interpreter's lock is held during each call. That is what makes the header's rules hold: one thread at a time per
- * handle, and no wideep_open() during a wideep_create(), wideep_check() or wideep_close() of the same process.
+ * The interpreter's lock is held during each call but wideep_create(). That is what makes the header's rules hold: one
+ * thread at a time per handle, and no wideep_open() during a wideep_check() or wideep_close() of the same process; for
+ * wideep_create() there is a mutex.
  *
  * Arrays are read where they are, for the duration of a call: through the buffer protocol where an object has it, else
  * through DLPack (https://dmlc.github.io/dlpack), whose capsule is borrowed and not consumed: its own destructor frees
@@ -11,6 +12,8 @@
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
+
+#include <pthread.h>
 
 #include "wideep_shm.h"
 
@@ -46,6 +49,61 @@ static PyObject *raise_error(int error, const char *reason, PyObject *path)
 static PyObject *none_or_error(int error, PyObject *path)
 {
     return error ? raise_error(error, NULL, path) : new_ref(Py_None);
+}
+
+/* ---- creation among threads --------------------------------------------------------------------------------- */
+
+/* wideep_create() may wait for seconds, so it holds this mutex and not the interpreter's lock. All else that opens or
+ * closes a segment holds both, and calls nothing of Python's meanwhile: hence a thread that has the interpreter's lock
+ * finds the mutex taken by a creation only, which needs nothing of the interpreter to end. */
+static pthread_mutex_t creation = PTHREAD_MUTEX_INITIALIZER;
+static pid_t creation_pid; /* whose mutex it is; under the interpreter's lock */
+
+/* In a forked child, the mutex may have been left locked by a thread that is not there. */
+static void creation_renew(void)
+{
+    const pid_t pid = getpid();
+    if (creation_pid != pid) {
+        (void)pthread_mutex_init(&creation, NULL);
+        creation_pid = pid;
+    }
+}
+
+/* The waiting ends before the interpreter's lock is taken again, and without the mutex: that is where an interpreter
+ * that shuts down ends its threads. */
+static void creation_lock(void)
+{
+    creation_renew();
+    while (pthread_mutex_trylock(&creation) != 0) {
+        Py_BEGIN_ALLOW_THREADS;
+        (void)pthread_mutex_lock(&creation);
+        (void)pthread_mutex_unlock(&creation);
+        Py_END_ALLOW_THREADS;
+    }
+}
+
+static void creation_unlock(void)
+{
+    (void)pthread_mutex_unlock(&creation);
+}
+
+static int create(struct wideep_writer **ret, const struct wideep_config *config)
+{
+    int error;
+    creation_renew();
+    Py_BEGIN_ALLOW_THREADS;
+    (void)pthread_mutex_lock(&creation);
+    error = wideep_create(ret, config);
+    (void)pthread_mutex_unlock(&creation);
+    Py_END_ALLOW_THREADS;
+    return error;
+}
+
+static void close_writer(struct wideep_writer **handle)
+{
+    creation_lock();
+    wideep_close(handle);
+    creation_unlock();
 }
 
 /* ---- arguments ---------------------------------------------------------------------------------------------- */
@@ -189,7 +247,11 @@ static int in_host_memory(PyObject *object, const char *name)
     PyObject *device = PyObject_CallMethod(object, "__dlpack_device__", NULL);
     if (!device)
         return 0;
-    int good = PyArg_ParseTuple(device, "ii", &type, &id);
+    int good = PyTuple_Check(device);
+    if (good)
+        good = PyArg_ParseTuple(device, "ii", &type, &id);
+    else
+        PyErr_Format(PyExc_TypeError, "%s: __dlpack_device__() returns no tuple", name);
     Py_DECREF(device);
     if (good && type != DL_CPU && type != DL_CUDA_HOST && type != DL_ROCM_HOST) {
         PyErr_Format(PyExc_ValueError, "%s: the array is not in the CPU's memory; copy it there first", name);
@@ -261,6 +323,7 @@ struct writer {
     PyObject head;                /* what PyObject_HEAD declares */
     struct wideep_writer *handle; /* NULL: closed */
     PyObject *path;               /* str */
+    int opening;                  /* a thread is creating the segment */
     uint32_t model_count;         /* 0: never open */
     struct model_shape models[WIDEEP_MAX_MODELS];
     int32_t *narrow;                  /* room for the widest model's map, when a map of int64 came */
@@ -347,7 +410,7 @@ static const char *config_fault(const struct wideep_config *config)
 static int writer_create(struct writer *self, const struct wideep_config *config)
 {
     /* Once only: a call that is under way has checked its arrays against these models. */
-    if (self->model_count) {
+    if (self->model_count || self->opening) {
         PyErr_SetString(PyExc_RuntimeError, "the writer was opened already");
         return -1;
     }
@@ -355,11 +418,15 @@ static int writer_create(struct writer *self, const struct wideep_config *config
     self->path = segment_path(config);
     if (!self->path)
         return -1;
-    int error = wideep_create(&self->handle, config);
+    struct wideep_writer *handle = NULL;
+    self->opening = 1;
+    int error = create(&handle, config);
+    self->opening = 0;
     if (error) {
         raise_error(error, error == -EINVAL ? config_fault(config) : NULL, self->path);
         return -1;
     }
+    self->handle = handle;
     self->pid = (unsigned long)getpid();
     self->origin = wideep_origin(self->handle);
     self->model_count = config->model_count;
@@ -401,7 +468,7 @@ static void writer_dealloc(PyObject *object)
 {
     struct writer *self = (struct writer *)object;
     PyTypeObject *type = Py_TYPE(object);
-    wideep_close(&self->handle);
+    close_writer(&self->handle);
     PyMem_Free(self->narrow);
     PyMem_Free(self->layers);
     Py_XDECREF(self->path);
@@ -671,13 +738,16 @@ static PyObject *writer_check(PyObject *object, PyObject *unused)
 {
     struct writer *self = (struct writer *)object;
     (void)unused;
-    return writer_open(self) ? none_or_error(wideep_check(self->handle), self->path) : NULL;
+    creation_lock(); /* before the handle is looked at: another thread may close it meanwhile */
+    int open = self->handle != NULL, error = open ? wideep_check(self->handle) : 0;
+    creation_unlock();
+    return open || writer_open(self) ? none_or_error(error, self->path) : NULL;
 }
 
 static PyObject *writer_close(PyObject *object, PyObject *unused)
 {
     (void)unused;
-    wideep_close(&((struct writer *)object)->handle);
+    close_writer(&((struct writer *)object)->handle);
     return new_ref(Py_None);
 }
 
@@ -960,14 +1030,18 @@ static PyObject *binding_read(PyObject *module, PyObject *argument)
     const char *name = PyBytes_AsString(bytes);
     path = name ? PyUnicode_DecodeFSDefault(name) : NULL;
     if (path) {
+        creation_lock();
         int error = wideep_open(&view, name, &reason);
+        creation_unlock();
         if (error == -EBADMSG) {
             raise_error(error, wideep_reason_name(reason), path);
         } else if (error) { /* the header's advice is for writers */
             raise_text(error, error == -EINVAL ? "the file is not a regular one" : strerror(-error), NULL, path);
         } else {
             result = read_view(&view, path);
+            creation_lock();
             wideep_view_close(&view);
+            creation_unlock();
         }
     }
     Py_XDECREF(path);
