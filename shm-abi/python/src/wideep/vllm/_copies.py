@@ -48,6 +48,16 @@ def on_host(tensor: Any) -> bool:
     return str(tensor.device.type) == "cpu"
 
 
+def version(tensor: Any) -> Optional[int]:
+    """How often this tensor or a view of it was written to. None: torch does not count, as for one made in inference
+    mode."""
+    try:
+        count: int = tensor._version
+    except (AttributeError, RuntimeError):
+        return None
+    return count
+
+
 def _start(tensor: Any, host: Any, ring: Optional[list[Any]]) -> Copy:
     host.copy_(tensor, non_blocking=True)
     event = None

@@ -11,6 +11,7 @@ from ._hooks import Hook, Unfit, Wrapper, wrap
 hook = Hook("dbo", "DBO is not recorded", "vllm.v1.worker.dp_utils")
 
 MAX_UBATCHES = 4  # that the segment has room for
+DEAD = 2**31 - 1  # tokens that the engine writes down for a rank that is gone, with a yes
 
 
 def query_length(config: Any) -> int:
@@ -30,7 +31,7 @@ def ubatch_sizes(own: int, padded: int, ubatches: int) -> list[int]:
 def vote_outcome(tokens: Sequence[int], padded: Sequence[int], votes: Sequence[int], ubatches: int, query: int) -> str:
     """Why the ranks did not split. A rank that decodes a single request votes as one that has nothing to do."""
     no = [n for n, vote in zip(tokens, votes) if vote != 1]
-    if len(no) == len(tokens):
+    if len(no) == sum(n != DEAD for n in tokens):
         return "below_threshold"
     if no:
         return "coordination_failure" if max(no) > query else "idle_rank"

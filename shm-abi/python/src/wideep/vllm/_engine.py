@@ -52,6 +52,7 @@ class Rank:
         self.loads: Any = None  # the tracker of expert loads, where there are any
         self.segment: Optional[Segment] = None
         self._owner: Optional[Callable[[], Any]] = None  # the worker or runner, whose configuration may be replaced
+        self._left_out = False  # a stage of a pipeline that is not recorded
 
     @property
     def writer(self) -> Any:
@@ -93,7 +94,12 @@ class Rank:
     def open(self) -> None:
         """Opens the segment, unless the engine is still starting."""
         config = self.vllm_config
-        if self.segment is not None or not self.serving or config is None:
+        if self.segment is not None or self._left_out or not self.serving or config is None:
+            return
+        stage, _ = _rank_and_size("get_pp_group") or (0, 1)
+        if stage > 0:
+            self._left_out = True
+            log.warning("wideep: stage %d of the pipeline is not recorded: it has the numbers of stage 0", stage)
             return
         if self._expects_loads(config) and self.loads is None:
             return  # the first pass will tell how many layers and experts there are
@@ -119,10 +125,13 @@ class Rank:
         tp_rank, tp_size = _rank_and_size("get_tp_group") or (0, getattr(parallel, "tensor_parallel_size", 1))
         rank, ep_size = _rank_and_size("get_ep_group") or (tp_rank, tp_size)
         dp_rank = int(getattr(parallel, "data_parallel_rank", 0))
+        dp_size = int(getattr(parallel, "data_parallel_size", 1))
         name = served_name(config)
         return {
-            "engine": dp_rank, "rank": rank, "ep_size": ep_size, "tp_rank": tp_rank, "tp_size": tp_size,
-            "dp_rank": dp_rank, "dp_size": int(getattr(parallel, "data_parallel_size", 1)),
+            # Engines of a dense model are independent: each has rank 0 of 1, and its number elsewhere.
+            "engine": dp_rank if dp_size > 1 else int(getattr(parallel, "data_parallel_index", dp_rank)),
+            "rank": rank, "ep_size": ep_size, "tp_rank": tp_rank, "tp_size": tp_size,
+            "dp_rank": dp_rank, "dp_size": dp_size,
             "group": group_id(parallel),
             "loads_replicated": tp_size > 1 and not getattr(parallel, "use_sequence_parallel_moe", False),
             "models": self.loads.models(name) if self.loads is not None else [(name,)],

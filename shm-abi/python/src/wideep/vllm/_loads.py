@@ -39,7 +39,9 @@ class Model:
         # A dummy rank's loads: no token. As they say nothing of any expert, they are their own map.
         self.zeros = memoryview(bytes(4 * layers * physical)).cast("i", (layers, physical))
         self._map: Optional[_copies.Arrived] = None  # for the next pass; None: the device must be asked
-        self._map_tensor: Any = None
+        self._map_tensor: Any = None  # whose contents that were, at this version
+        self._map_version: Optional[int] = None
+        self.map()  # memory for it is had while the engine warms up
 
     def loads(self) -> Optional[_copies.Arrived]:
         """Those of the pass that has just run; None when no memory is free to copy them to."""
@@ -49,15 +51,27 @@ class Model:
 
     def map(self) -> _copies.Arrived:
         """The map by which the pass that has just run was routed. Never written to again: passes under way hold it."""
-        tensor = self.state.physical_to_logical_map
-        if self._map is None or self._map_tensor is not tensor or not maps_hook.on:
-            self._map, self._map_tensor = _copies.once(tensor), tensor
+        self.check_map()
+        if self._map is None or not maps_hook.on:
+            self._remember()
+            self._map = _copies.once(self._map_tensor)
         return self._map
 
-    def committed(self, new: Any, layer: Optional[int]) -> None:
-        """The engine has put a new map in place: of all layers, or of one."""
-        known, self._map = self._map, None
+    def check_map(self) -> None:
+        """The engine may have written to its map, or replaced it, in other ways than those that are watched: so it does when
+        a rank of the group has died."""
+        tensor = self.state.physical_to_logical_map
+        if tensor is not self._map_tensor or _copies.version(tensor) != self._map_version:
+            self._map = None
+
+    def _remember(self) -> None:
         self._map_tensor = self.state.physical_to_logical_map
+        self._map_version = _copies.version(self._map_tensor)
+
+    def committed(self, new: Any, layer: Optional[int]) -> None:
+        """The engine has put a new map in place: of all layers, or of one, where older versions give all, too."""
+        known, self._map = self._map, None
+        self._remember()
         if not _copies.on_host(new):
             return
         if layer is None:
@@ -65,7 +79,7 @@ class Model:
                 self._map = _copies.Arrived(new.numpy().copy())
         elif known is not None and known.arrived():
             self._map = _copies.Arrived(known.array.copy())
-            self._map.array[layer] = new.numpy()
+            self._map.array[layer] = new.numpy() if len(new.shape) == 1 else new.numpy()[layer]
 
 
 class Tracker:
@@ -163,7 +177,8 @@ class Tracker:
     def _count_lost(self) -> None:
         self.lost += 1
         if self.lost == 1:
-            log.warning("wideep: the device is %d passes behind: expert loads of a pass are lost", _copies.BUFFERS)
+            log.warning("wideep: the device is %d passes behind: expert loads of a pass are lost, and it is incomplete",
+                        _copies.BUFFERS)
 
     def _check_tensors(self) -> None:
         """Elastic EP puts others in their place."""
@@ -237,12 +252,17 @@ class Commit(Wrapper):
     hook = maps_hook
     required: Sequence[str] = ("model_state", "new_physical_to_logical_map")
 
+    def before(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        model = getattr(self.parameters.get("model_state", args, kwargs), _MODEL, None)
+        if model is not None:
+            model.check_map()
+        return model
+
     def after(self, token: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         get: Callable[..., Any] = self.parameters.get
-        model = getattr(get("model_state", args, kwargs), _MODEL, None)
-        if model is not None:
+        if token is not None:
             layer = get("layer", args, kwargs)
-            model.committed(get("new_physical_to_logical_map", args, kwargs), None if layer is None else int(layer))
+            token.committed(get("new_physical_to_logical_map", args, kwargs), None if layer is None else int(layer))
 
 
 class CommitLayer(Commit):
