@@ -592,3 +592,76 @@ rank.go(100)
 assert seen()[1] == 1 and seen()[2] == rank.state.rearrangements > 1, seen()
 """)
     assert re.fullmatch("wideep: eplb hook is off, expert loads are not recorded: TypeError: .*\n", log), log
+
+
+def test_a_map_that_the_engine_writes_in_another_way(python):
+    """As it does when ranks die: not through the functions that are watched."""
+    assert alone(python, """
+rank = Rank(interval=10000)
+rank.go(3)
+rank.model.physical_to_logical_map.copy_(torch.from_numpy(numpy.zeros((4, 16), numpy.int64)))
+rank.go(3)
+experts = segment().models[0].expert_tokens.tolist()
+assert experts == [[2 * 2 + 3 * 16] + 5 * [2 * 2] + 4 * [2]] * 4, experts
+""") == ""
+
+
+def test_older_versions_commit_one_layer_of_the_whole_map(python):
+    assert alone(python, """
+import vllm.distributed.eplb.eplb_state as engine
+rank = Rank(interval=10000)
+rank.go(3)
+whole = torch.from_numpy(numpy.zeros((4, 16), numpy.int64))
+rank.model.physical_to_logical_map[1].copy_(whole[1])
+rank.model._wideep_model.committed(whole, 1)
+rank.go(3)
+experts = segment().models[0].expert_tokens.tolist()
+assert experts == [[4 + 3 * 16] + 5 * [4] + 4 * [2] if layer == 1 else 6 * [10] + 4 * [5] for layer in range(4)], experts
+""") == ""
+
+
+def test_one_stage_of_a_pipeline_is_recorded(python):
+    log = alone(python, """
+rank = Rank(pp=(1, 2))
+rank.go(3)
+assert wideep.read_segments() == []
+""")
+    assert re.fullmatch("wideep: stage 1 of the pipeline is not recorded: .*\n", log), log
+    assert alone(python, "rank = Rank(pp=(0, 2)); rank.go(3); assert seen()[1] == 2") == ""
+
+
+def test_engines_of_a_dense_model_are_told_apart(python):
+    assert alone(python, """
+rank = Rank(ranks=1, index=3)
+(found,) = wideep.read_segments()
+assert (found.engine, found.rank, found.dp_rank, found.dp_size, found.group) == (3, 0, 0, 1, 0), found
+""") == ""
+
+
+def test_a_vote_without_a_rank_that_has_died(python):
+    assert alone(python, """
+from wideep.vllm._dbo import vote_outcome
+dead = 2**31 - 1
+assert vote_outcome([10, dead, 12], [10, 0, 12], [0, 1, 0], 2, 2) == "below_threshold"
+assert vote_outcome([10, dead, 600], [10, 0, 600], [0, 1, 1], 2, 2) == "coordination_failure"
+""") == ""
+
+
+@pytest.mark.skipif(WITH_TORCH, reason="needs the shim's device")
+def test_loads_that_do_not_arrive_make_a_pass_incomplete(python, tmp_path):
+    """A device that stops for 16 passes, of which half have memory to be copied to."""
+    with shared_directory() as directory, exporting(directory, *FLAGS) as exporter, \
+            serving(python, directory, tmp_path / "out", device="cuda", draft=False, stuck=[60, 76],
+                    env={"WIDEEP_RECORD": "always"}) as engine:
+        exporter.wait_page(lambda page: len(page.of("wideep_rank_up")) == 4)
+        books = engine.go()
+        exporter.wait_page(lambda page: page.one("wideep_eplb_passes_total", model_name=MODEL, layer=0) +
+                           page.incomplete().get("skipped", 0) == books.ranks[0]["recorded"])
+        lost = books.ranks[0]["recorded"] - Segment(str(directory / "wideep.default.e1.r1")).totals()["models"][0]["recorded_passes"]
+        assert 1 <= lost < 16  # an idle rank has zeros at hand
+        page = exporter.wait_page(lambda page: page.incomplete() == {"skipped": lost})
+        assert page.one("wideep_eplb_rank_tokens_total", model_name=MODEL, layer=0, ep_rank=0) < \
+            books.rank_tokens("target")[:, 0, 0].sum()
+        (line,) = engine.log()
+        assert "the device is 8 passes behind" in line
+        expect_rearrangements(page, books, "sync", [MODEL])

@@ -6,6 +6,7 @@ a schedule that all of them know. Each keeps books of what it did, written from 
                                            idle, until stdin ends. OUT/rank<N>.npz, OUT/rank<N>.json, OUT/frontend.json
 """
 
+import collections
 import json
 import logging
 import multiprocessing
@@ -23,7 +24,7 @@ import numpy
 DEFAULTS = {"ranks": 4, "passes": 120, "interval": 40, "window": 20, "async": False, "newer": False, "eplb": True,
             "dbo": True, "ubatches": 2, "start": "spawn", "device": "cpu", "pace": 0.005, "delay": 0.0, "layers": 4,
             "logical": 10, "physical": 16, "draft": True, "seed": 1, "model": "fake/model", "served": "served-name",
-            "frontend": True, "port": 29500, "tokens": 40}
+            "frontend": True, "port": 29500, "tokens": 40, "stuck": []}
 
 # Tokens of each rank and whether it decodes; None: idle.
 KINDS = (
@@ -162,8 +163,10 @@ def run_rank(options, out, address, rank):
         torch.sync_is_error = True  # as VLLM_GPU_SYNC_CHECK=error
     control.send(os.getpid())
     while (order := control.recv()) != "stop":
-        runner = worker.model_runner
+        runner, ahead = worker.model_runner, collections.deque()
         for number in range(options["passes"]):
+            if rank == 1 and number in options["stuck"]:  # the first of two: the device stops; the second: it goes on
+                (torch._stream.going.clear if number == options["stuck"][0] else torch._stream.going.set)()
             batches = schedule(options, number)
             if batches[rank] is None:
                 worker.execute_dummy_batch()
@@ -175,6 +178,11 @@ def run_rank(options, out, address, rank):
                 phase, outcome = dbo_expected(options, batches, rank)
                 assert (outcome == "engaged") == (len(slices) > 1), (batches, slices)
                 books.dbo.append([phase, outcome, slices])
+            if options["device"] != "cpu" and not options["stuck"]:  # no engine runs many passes ahead of its device
+                ahead.append(torch.cuda.Event())
+                ahead[-1].record()
+                if len(ahead) > 3:
+                    ahead.popleft().done.wait()
             time.sleep(options["pace"])
         if options["device"] != "cpu":
             torch.sync_is_error = False

@@ -28,14 +28,16 @@ class Alike:
 
 
 class Rank:
-    def __init__(self, tp=None, **options):
+    def __init__(self, index=0, **options):
+        groups = {name: options.pop(name) for name in ("tp", "pp") if name in options}
         self.options = {**DEFAULTS, "draft": False, "window": 1 << 30, **options}
         size = self.options["ranks"]
         self.books = Books(self.options, 0)
         self.config = configuration(self.options, 0)
+        self.config.parallel_config.data_parallel_index = index
         self.worker = Worker(self.config, Alike(size), size, "cpu")
-        if tp:
-            parallel_state._GROUPS["tp"] = parallel_state.GroupCoordinator(*tp, None)
+        for name, (number, others) in groups.items():
+            parallel_state._GROUPS[name] = parallel_state.GroupCoordinator(number, others, None)
         self.worker.load_model(False, self.books)
         self.worker.determine_available_memory()
         self.worker.compile_or_warm_up_model()

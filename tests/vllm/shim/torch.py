@@ -20,6 +20,8 @@ delay = 0.0  # of each piece of work on the stream, at most
 class _Stream:
     def __init__(self):
         self.work, self.thread = queue.SimpleQueue(), None
+        self.going = threading.Event()  # while it is not set, nothing gets done
+        self.going.set()
 
     def put(self, function):
         if self.thread is None or not self.thread.is_alive():
@@ -30,6 +32,7 @@ class _Stream:
     def _run(self):
         while True:
             function = self.work.get()
+            self.going.wait()
             if delay:
                 time.sleep(random.random() * delay)
             function()
@@ -67,13 +70,16 @@ class device:  # pylint: disable=invalid-name
 
 
 class Tensor:
-    def __init__(self, array, where="cpu"):
+    def __init__(self, array, where="cpu", versions=None):
         self.array, self.device = array, device(where)
+        self.versions = versions or [0]  # of a tensor and its views
 
     shape = property(lambda self: self.array.shape)
     dtype = property(lambda self: self.array.dtype)
+    _version = property(lambda self: self.versions[0])
 
     def _do(self, function):
+        self.versions[0] += 1
         if self.device.type == "cpu":
             function()
         else:
@@ -90,6 +96,7 @@ class Tensor:
         def copy():
             self.array[...] = other.array
 
+        self.versions[0] += 1
         if self.device.type == other.device.type == "cpu":
             copy()
         else:
@@ -126,7 +133,7 @@ class Tensor:
         return self.cpu().array.item()
 
     def __getitem__(self, at):
-        return Tensor(self.array[at], self.device)
+        return Tensor(self.array[at], self.device, self.versions)
 
     def clone(self):
         assert self.device.type == "cpu"

@@ -15,6 +15,7 @@ class EPLBConfig:
 class ParallelConfig:
     data_parallel_size: int = 1
     data_parallel_rank: int = 0
+    data_parallel_index: int = 0
     tensor_parallel_size: int = 1
     data_parallel_master_ip: str = "127.0.0.1"
     data_parallel_master_port: int = 29500

@@ -24,7 +24,8 @@ class GroupCoordinator:
 def initialize(rank, size, connection):
     for name in ("ep", "dp"):
         _GROUPS[name] = GroupCoordinator(rank, size, connection)
-    _GROUPS["tp"] = GroupCoordinator(0, 1, None)
+    for name in ("tp", "pp"):
+        _GROUPS[name] = GroupCoordinator(0, 1, None)
 
 
 def _get(name):
@@ -42,3 +43,7 @@ def get_dp_group():
 
 def get_tp_group():
     return _get("tp")
+
+
+def get_pp_group():
+    return _get("pp")

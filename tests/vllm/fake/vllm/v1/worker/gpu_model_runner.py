@@ -31,7 +31,7 @@ class GPUModelRunner:
         should, padded, _ = coordinate_batch_across_dp(tokens, True, self.parallel_config, num_tokens_padded=tokens,
                                                        uniform_decode=uniform_decode)
         coordinate_batch_across_dp(tokens, False, self.parallel_config)  # the draft model
-        return (self.parallel_config.num_ubatches if should else 1), max(padded.tolist())
+        return (self.parallel_config.num_ubatches if should else 1), tokens if padded is None else max(padded.tolist())
 
     def _dummy_run(self, num_tokens, cudagraph_runtime_mode=None, force_attention=False, uniform_decode=False,
                    allow_microbatching=True, skip_eplb=False, is_profile=False):
