@@ -58,8 +58,8 @@ class Model:
         return self._map
 
     def check_map(self) -> None:
-        """The engine may have written to its map, or replaced it, in other ways than those that are watched: so it does when
-        a rank of the group has died."""
+        """The engine may have written to its map, or replaced it, in other ways than those that are watched: so it does
+        when a rank of the group has died."""
         tensor = self.state.physical_to_logical_map
         if tensor is not self._map_tensor or _copies.version(tensor) != self._map_version:
             self._map = None
