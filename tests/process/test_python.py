@@ -602,6 +602,28 @@ assert create().origin == "takeover"
 """)
 
 
+def test_an_interpreter_ends_while_a_thread_creates(python):
+    """And gives back the writers that it has, for which nothing may be left locked."""
+    python("""
+import threading, time
+create().close()
+claim = subprocess.Popen([sys.executable, "-c", "import fcntl, sys; f = open(sys.argv[1], 'r+');"
+                          "fcntl.lockf(f, fcntl.LOCK_EX, 1, 1); print(flush=True); sys.stdin.read()",
+                          wideep.read_segments()[0].path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+claim.stdout.readline()
+sys.modules["kept"] = type(sys)("kept")  # whose contents are given back last
+sys.modules["kept"].writer = create(engine=1)
+def again():
+    while True:
+        try:
+            create()
+        except wideep.WideepError:
+            pass
+threading.Thread(target=again, daemon=True).start()
+time.sleep(0.1)
+""")
+
+
 def test_torchs_tensors(python):
     """Where torch is installed."""
     out = python("""
