@@ -2,7 +2,7 @@
 
 #include <assert.h>
 
-/* 2000 open passes of 72 EP ranks and 58 layers. */
+/* 1300 open passes of 72 EP ranks and 58 layers. */
 #define JOIN_MEMORY_MAX ((size_t)64 << 20)
 
 int aggregate_new(struct aggregate **ret, const struct aggregate_config *config, struct segment_set *set)

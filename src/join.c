@@ -4,6 +4,11 @@
 
 #define POOL_MAX 32
 
+/* Sums have 32 bits, as many values as fit a vector register and the first level of the cache: so few members' rows of
+ * values below so many tokens cannot overflow them. Whatever might goes to sums of 64 bits. */
+#define SMALL_TOKENS (1u << 20)
+#define SMALL_ROWS   (1u << 12)
+
 struct open_pass {
     uint64_t pass;
     uint64_t time_ns; /* newest of its records */
@@ -14,13 +19,15 @@ struct open_pass {
     uint64_t supplied[WIDEEP_MAX_EP_SIZE / 64]; /* bit per EP rank */
     uint32_t *reduced_by;                       /* [layers]: 1 + lowest EP rank that reduced it, 0: none */
     double *reduced_avg, *reduced_max;          /* [layers] */
-    uint64_t *sums;                             /* [layers][ep_size] */
+    uint32_t small_rows;                        /* members whose rows are in `sums` */
+    uint32_t *sums;                             /* [layers][ep_size] */
+    uint64_t *large;                            /* as much, to be added to them; NULL: 0 */
 };
 
 struct join {
     uint32_t layers, ep_size;
     struct join_memory *memory;
-    size_t pass_size; /* bytes of an open pass with its arrays */
+    size_t pass_size; /* most bytes of an open pass with its arrays */
     uint32_t open_count, pool_count;
     uint32_t depth;                        /* most passes that may be open now */
     struct open_pass *open[JOIN_OPEN_MAX]; /* ascending */
@@ -31,6 +38,11 @@ struct join {
     struct join_layer *figures; /* [layers] */
 };
 
+static size_t cells(const struct join *join)
+{
+    return (size_t)join->layers * join->ep_size;
+}
+
 static void open_pass_free(struct join *join, struct open_pass *pass)
 {
     if (!pass)
@@ -39,6 +51,7 @@ static void open_pass_free(struct join *join, struct open_pass *pass)
     free(pass->reduced_by);
     free(pass->reduced_avg);
     free(pass->sums);
+    free(pass->large);
     free(pass);
 }
 
@@ -51,7 +64,7 @@ static struct open_pass *open_pass_new(struct join *join)
     join->memory->used += join->pass_size;
     pass->reduced_by = calloc(join->layers, sizeof *pass->reduced_by);
     pass->reduced_avg = calloc((size_t)join->layers * 2, sizeof *pass->reduced_avg);
-    pass->sums = calloc((size_t)join->layers * join->ep_size, sizeof *pass->sums);
+    pass->sums = calloc(cells(join), sizeof *pass->sums);
     if (!pass->reduced_by || !pass->reduced_avg || !pass->sums) {
         open_pass_free(join, pass);
         return NULL;
@@ -70,8 +83,8 @@ int join_new(struct join **ret, uint32_t layers, uint32_t ep_size, struct join_m
     join->ep_size = ep_size;
     join->memory = memory;
     join->depth = JOIN_OPEN_MAX;
-    join->pass_size = sizeof(struct open_pass) +
-                      layers * (sizeof(uint32_t) + 2 * sizeof(double) + (size_t)ep_size * sizeof(uint64_t));
+    join->pass_size = sizeof(struct open_pass) + layers * (sizeof(uint32_t) + 2 * sizeof(double) +
+                                                           ep_size * (sizeof(uint32_t) + sizeof(uint64_t)));
     join->figures = calloc(layers, sizeof *join->figures);
     if (!join->figures) {
         free(join);
@@ -151,6 +164,8 @@ bool join_ready(const struct join *join, uint64_t pass)
 
 static void recycle(struct join *join, struct open_pass *pass)
 {
+    free(pass->large);
+    pass->large = NULL;
     if (join->pool_count < POOL_MAX && join->memory->used <= join->memory->limit / 2)
         join->pool[join->pool_count++] = pass;
     else
@@ -177,10 +192,10 @@ static struct open_pass *open_pass_get(struct join *join, uint64_t number)
     pass->time_ns = 0;
     pass->step = WIDEEP_STEP_UNKNOWN;
     pass->step_mismatch = pass->partial = false;
-    pass->reduced_layers = 0;
+    pass->reduced_layers = pass->small_rows = 0;
     memset(pass->supplied, 0, sizeof pass->supplied);
     memset(pass->reduced_by, 0, join->layers * sizeof *pass->reduced_by);
-    memset(pass->sums, 0, (size_t)join->layers * join->ep_size * sizeof *pass->sums);
+    memset(pass->sums, 0, cells(join) * sizeof *pass->sums);
     memmove(join->open + at + 1, join->open + at, (join->open_count - at) * sizeof *join->open);
     join->open[at] = pass;
     join->open_count++;
@@ -231,27 +246,56 @@ static bool all_are_behind(const struct join *join, struct join_member *const *m
     return member->behind;
 }
 
-/* By fours, which compilers turn into vectors; a loop of unknown length they would leave as it is at -O2. */
-static void add_tokens(uint64_t *sums, const uint32_t *tokens, uint32_t count)
+/* By fours, here and below, which compilers turn into vectors; a loop of unknown length they would leave as it is at
+ * -O2. */
+static uint32_t bits_of(const uint32_t *tokens, size_t count)
 {
-    for (; count >= 4; count -= 4, sums += 4, tokens += 4) {
-        uint32_t four[4];
-        memcpy(four, tokens, sizeof four);
-        sums[0] += four[0];
-        sums[1] += four[1];
-        sums[2] += four[2];
-        sums[3] += four[3];
-    }
+    uint32_t bits[4] = {0};
+
+    for (; count >= 4; count -= 4, tokens += 4)
+        for (unsigned i = 0; i < 4; i++)
+            bits[i] |= tokens[i];
+    for (; count > 0; count--)
+        bits[0] |= *tokens++;
+    return bits[0] | bits[1] | bits[2] | bits[3];
+}
+
+static void add_small(uint32_t *restrict sums, const uint32_t *restrict tokens, uint32_t count)
+{
+    for (; count >= 4; count -= 4, sums += 4, tokens += 4)
+        for (unsigned i = 0; i < 4; i++)
+            sums[i] += tokens[i];
     for (; count > 0; count--)
         *sums++ += *tokens++;
 }
 
-static void add_partial(const struct join *join, struct open_pass *open, const struct ring_pass *pass)
+static void add_large(uint64_t *sums, const uint32_t *tokens, uint32_t count)
 {
-    for (uint32_t i = 0; i < pass->records; i++)
-        add_tokens(open->sums + (size_t)pass->record[i].layer * join->ep_size,
-                   pass->rank_tokens + (size_t)i * join->ep_size, join->ep_size);
+    for (; count > 0; count--)
+        *sums++ += *tokens++;
+}
+
+/* False without memory, and nothing added. */
+static bool add_partial(const struct join *join, struct open_pass *open, const struct ring_pass *pass)
+{
+    const bool small = open->small_rows < SMALL_ROWS &&
+                       bits_of(pass->rank_tokens, (size_t)pass->records * join->ep_size) < SMALL_TOKENS;
+
+    if (!small && !open->large)
+        open->large = calloc(cells(join), sizeof *open->large);
+    if (!small && !open->large)
+        return false;
+    for (uint32_t i = 0; i < pass->records; i++) {
+        const size_t row = (size_t)pass->record[i].layer * join->ep_size;
+        const uint32_t *tokens = pass->rank_tokens + (size_t)i * join->ep_size;
+        if (small)
+            add_small(open->sums + row, tokens, join->ep_size);
+        else
+            add_large(open->large + row, tokens, join->ep_size);
+    }
+    open->small_rows += small;
     open->partial = true;
+    return true;
 }
 
 static void add_reduced(struct open_pass *open, const struct join_member *member,
@@ -298,17 +342,17 @@ bool join_supply(struct join *join, struct join_member *const *members, uint32_t
     join->newest_ns = pass->time_ns > join->newest_ns ? pass->time_ns : join->newest_ns;
     member->behind = false;
 
+    /* Without memory the pass misses this member, as one that skipped it. */
+    if (pass->record[0].flags & WIDEEP_PARTIAL && !add_partial(join, open, pass))
+        return false;
     open->supplied[member->ep_rank / 64] |= (uint64_t)1 << member->ep_rank % 64;
     open->time_ns = pass->time_ns > open->time_ns ? pass->time_ns : open->time_ns;
     if (open->step == WIDEEP_STEP_UNKNOWN)
         open->step = pass->step;
     else if (pass->step != WIDEEP_STEP_UNKNOWN && pass->step != open->step)
         open->step_mismatch = true;
-    if (pass->record[0].flags & WIDEEP_PARTIAL)
-        add_partial(join, open, pass);
-    else
-        for (uint32_t i = 0; i < pass->records; i++)
-            add_reduced(open, member, &pass->record[i]);
+    for (uint32_t i = 0; !(pass->record[0].flags & WIDEEP_PARTIAL) && i < pass->records; i++)
+        add_reduced(open, member, &pass->record[i]);
     return true;
 }
 
@@ -364,7 +408,7 @@ static void reckon(struct join *join, const struct open_pass *open)
 {
     for (uint32_t layer = 0; layer < join->layers; layer++) {
         struct join_layer *figures = &join->figures[layer];
-        const uint64_t *sums = open->sums + (size_t)layer * join->ep_size;
+        const size_t row = (size_t)layer * join->ep_size;
         memset(figures, 0, sizeof *figures);
         if (open->reduced_by[layer] != 0) {
             figures->present = figures->reduced = true;
@@ -373,8 +417,9 @@ static void reckon(struct join *join, const struct open_pass *open)
         } else if (open->partial) {
             figures->present = true;
             for (uint32_t rank = 0; rank < join->ep_size; rank++) {
-                figures->tokens += sums[rank];
-                figures->max = sums[rank] > figures->max ? sums[rank] : figures->max;
+                uint64_t sum = open->sums[row + rank] + (open->large ? open->large[row + rank] : 0);
+                figures->tokens += sum;
+                figures->max = sum > figures->max ? sum : figures->max;
             }
         }
     }

@@ -1,6 +1,10 @@
 #include "ring.h"
 
 #define ALL_MODELS ((1u << WIDEEP_MAX_MODELS) - 1)
+/* Slots that are fetched ahead: processors do so by themselves, but within a page and once they have seen a few lines
+ * of it, and a page holds a dozen slots or two. */
+#define SLOTS_AHEAD 6
+#define LINE_SIZE   64
 /* More than an hour of records at full speed: a head that leaps further was not moved by a writer. */
 #define LEAP_MAX ((uint64_t)1 << 33)
 
@@ -87,6 +91,14 @@ static bool record_continues(const struct wideep_eplb_record *pass, uint32_t hav
            record->model == pass[0].model && record->step == pass[0].step && record->layer > pass[have - 1].layer;
 }
 
+static void prefetch_slot(const struct wideep_ring *ring, uint64_t n)
+{
+    const unsigned char *slot = ring->slots + (n % ring->count) * ring->stride;
+
+    for (uint32_t at = 0; at < ring->stride; at += LINE_SIZE)
+        __builtin_prefetch(slot + at);
+}
+
 bool ring_drain_eplb(struct ring_drain *drain, struct segment *segment, const struct ring_sink *sink,
                      struct ring_counts *counts)
 {
@@ -104,6 +116,7 @@ bool ring_drain_eplb(struct ring_drain *drain, struct segment *segment, const st
         segment->eplb_loss = ALL_MODELS;
     while (segment->eplb_next < end) {
         struct wideep_eplb_record *record = &drain->record[have];
+        prefetch_slot(ring, segment->eplb_next + SLOTS_AHEAD);
         enum wideep_read result =
             wideep_eplb_read(&segment->view, segment->eplb_next, record, drain->rank_tokens + (size_t)have * ep_size);
         if (result == WIDEEP_READ_OK && have > 0 && !record_continues(drain->record, have, record))

@@ -252,6 +252,62 @@ START_TEST(large_tokens_do_not_wrap)
 }
 END_TEST
 
+/* Whatever of a pass is too large for small sums, the figures are of all of it, and nothing of it is left in the next.
+ */
+START_TEST(large_and_small_tokens_add_up)
+{
+    const uint32_t most[] = {UINT32_MAX, UINT32_MAX, UINT32_MAX, UINT32_MAX, UINT32_MAX, UINT32_MAX};
+    const uint32_t few[] = {1, 2, 3, 4, 5, (1u << 20) - 1}, edge[] = {0, 0, 0, 0, 0, 1u << 20};
+    begin(3);
+    for (uint64_t pass = 0; pass < 3; pass++) {
+        ck_assert(supply_full(0, pass, time_of(pass), 0, false, few));
+        ck_assert(supply_full(1, pass, time_of(pass), 0, false, pass == 1 ? few : most));
+        ck_assert(supply_full(2, pass, time_of(pass), 0, false, pass == 1 ? few : edge));
+        memset(&tally, 0, sizeof tally);
+        ck_assert_uint_eq(emit(), 1);
+        if (pass == 1) {
+            ck_assert_uint_eq(tally.max[0], 9);
+            ck_assert_uint_eq(tally.max[1], 3 * (uint64_t)few[5]);
+            ck_assert_uint_eq(tally.tokens[1], 3 * (uint64_t)(4 + 5 + few[5]));
+        } else {
+            ck_assert_uint_eq(tally.max[0], 3 + (uint64_t)UINT32_MAX);
+            ck_assert_uint_eq(tally.max[1], few[5] + (uint64_t)UINT32_MAX + edge[5]);
+            ck_assert_uint_eq(tally.tokens[1], 4 + 5 + few[5] + 3 * (uint64_t)UINT32_MAX + edge[5]);
+        }
+    }
+    finish();
+}
+END_TEST
+
+START_TEST(tokens_that_fit_each_but_not_together)
+{
+    const uint32_t half[] = {0, 0, 0, INT32_MAX, INT32_MAX, INT32_MAX};
+    begin(3);
+    for (uint32_t rank = 0; rank < 3; rank++)
+        ck_assert(supply_full(rank, 0, time_of(0), 0, false, half));
+    ck_assert_uint_eq(emit(), 1);
+    ck_assert_uint_eq(tally.max[1], 3 * (uint64_t)INT32_MAX);
+    finish();
+}
+END_TEST
+
+/* More segments in a row with one EP rank than a group can have members: their sum is beyond 32 bits all the same. */
+START_TEST(many_small_tokens_do_not_wrap)
+{
+    const uint32_t few[] = {1, (1u << 20) - 1};
+    const unsigned times = 5000;
+    begin(1);
+    for (unsigned i = 0; i < times; i++) {
+        fresh(0, START);
+        ck_assert(supply_full(0, 0, time_of(0), 0, false, few));
+    }
+    ck_assert_uint_eq(emit(), 1);
+    ck_assert_uint_eq(tally.max[0], times);
+    ck_assert_uint_eq(tally.max[1], times * (uint64_t)few[1]);
+    finish();
+}
+END_TEST
+
 START_TEST(buffers_are_used_again_clean)
 {
     begin(3);
@@ -879,6 +935,9 @@ int main(void)
     const TTest *const tests[] = {sums_over_ranks_before_max,
                                   max_before_sum_over_passes,
                                   large_tokens_do_not_wrap,
+                                  large_and_small_tokens_add_up,
+                                  tokens_that_fit_each_but_not_together,
+                                  many_small_tokens_do_not_wrap,
                                   buffers_are_used_again_clean,
                                   late_rank,
                                   dies_in_mid_pass,
