@@ -48,11 +48,12 @@ int ring_drain_new(struct ring_drain **ret);
 void ring_drain_free(struct ring_drain *drain);
 
 /* Marks the end of what ring_drain_eplb() reads until the next mark, so that a collection ends however fast a writer
- * is. */
+ * is, and says how much it may read for that: of a ring that wants more, as only one of nonsense does, it leaves the
+ * rest to the next mark. */
 void ring_mark(struct segment *segment);
 
-/* Hands over what the EPLB ring holds up to the mark. Returns true when it is drained, false when the sink was not
- * ready. */
+/* Hands over what the EPLB ring holds up to the mark. Returns true when it is drained, or has had its share; false when
+ * the sink was not ready. */
 bool ring_drain_eplb(struct ring_drain *drain, struct segment *segment, const struct ring_sink *sink,
                      struct ring_counts *counts);
 
@@ -62,7 +63,7 @@ bool ring_drain_eplb(struct ring_drain *drain, struct segment *segment, const st
  * of any clock that does not go backwards. Two loads of shared memory. */
 uint64_t ring_left_ns(struct segment *segment, uint64_t now_ns);
 
-/* Counts what the DBO ring holds: its totals say the rest. */
+/* Counts what the DBO ring holds, or its share of that: its totals say the rest. */
 void ring_drain_dbo(struct segment *segment, struct ring_counts *counts);
 
 #endif

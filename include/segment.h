@@ -70,6 +70,7 @@ struct segment {
     char file[128];
     char model[WIDEEP_MAX_MODELS][SEGMENT_MODEL_MAX]; /* names as valid UTF-8; "" where one repeats an earlier one */
     uint64_t eplb_next, eplb_end, dbo_next;           /* ring positions, the ring module's */
+    uint32_t eplb_budget;                             /* what reading up to eplb_end may still cost */
     struct segment_pace eplb_pace, dbo_pace;          /* the ring module's too */
     uint32_t eplb_loss;                               /* bit per model: records were lost since its last pass */
     uint64_t activity;                                /* at the newest scan */

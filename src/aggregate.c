@@ -5,6 +5,10 @@
 /* 1300 open passes of 72 EP ranks and 58 layers. */
 #define JOIN_MEMORY_MAX ((size_t)64 << 20)
 
+/* Rings of our writers are drained in a quarter of these. What others hold beyond that is for the next time: each turn
+ * asks all rings. */
+#define TURNS_MAX 256
+
 int aggregate_new(struct aggregate **ret, const struct aggregate_config *config, struct segment_set *set)
 {
     struct aggregate *aggregate = calloc(1, sizeof *aggregate);
@@ -160,7 +164,8 @@ static bool deepen_blocked(struct aggregate *aggregate)
 
 /* Rings in turns, so that the ranks' records of one pass are added up soon after each other. While rings are not empty,
  * only what nothing in them can change is emitted. A join that is full lets its oldest pass go only when it can become
- * no deeper and a whole turn closed nothing. */
+ * no deeper and a whole turn closed nothing. It is over after so many turns, and so is each ring after so many records,
+ * so that nobody who writes nonsense holds up the others. */
 static void drain_all(struct aggregate *aggregate)
 {
     for (uint32_t i = 0; i < aggregate->set->count; i++)
@@ -169,7 +174,7 @@ static void drain_all(struct aggregate *aggregate)
         ring_mark(aggregate->set->retired[i]);
     for (struct group *group = aggregate->groups; group; group = group->next)
         join_begin(group->join);
-    while (!drain_turn(aggregate))
+    for (unsigned turn = 0; turn < TURNS_MAX && !drain_turn(aggregate); turn++)
         if (emit_all(aggregate, JOIN_EMIT_WHOLE) == 0 && !deepen_blocked(aggregate) &&
             emit_all(aggregate, JOIN_EMIT) == 0)
             (void)emit_all(aggregate, JOIN_EMIT_FORCED);

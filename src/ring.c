@@ -5,6 +5,11 @@
  * of it, and a page holds a dozen slots or two. */
 #define SLOTS_AHEAD 6
 #define LINE_SIZE   64
+/* What a ring may cost between two marks: each of its slots twice, up to so many, or so many records that could not be
+ * had. No writer needs more; the rest is for the next mark. Without it, whoever moves a head alone keeps us reading
+ * what nobody wrote. */
+#define SLOTS_MAX    (UINT32_C(1) << 16)
+#define FAILURES_MAX 256
 /* More than an hour of records at full speed: a head that leaps further was not moved by a writer. */
 #define LEAP_MAX ((uint64_t)1 << 33)
 
@@ -73,9 +78,23 @@ static uint64_t ring_window(const struct wideep_ring *ring, uint64_t *next, uint
     return head;
 }
 
+static uint32_t budget_of(const struct wideep_ring *ring)
+{
+    return 2 * (ring->count < SLOTS_MAX ? ring->count : SLOTS_MAX);
+}
+
+/* What is left of a budget after a read. */
+static uint32_t spend(const struct wideep_ring *ring, uint32_t budget, enum wideep_read result)
+{
+    const uint32_t cost = result == WIDEEP_READ_OK ? 1 : budget_of(ring) / FAILURES_MAX + 1;
+
+    return budget > cost ? budget - cost : 0;
+}
+
 void ring_mark(struct segment *segment)
 {
     segment->eplb_end = segment->view.eplb.head ? wideep_ring_head(&segment->view.eplb) : 0;
+    segment->eplb_budget = budget_of(&segment->view.eplb);
 }
 
 static enum ring_cause lost_cause(enum wideep_read result)
@@ -114,13 +133,14 @@ bool ring_drain_eplb(struct ring_drain *drain, struct segment *segment, const st
     end = end < segment->eplb_end ? end : segment->eplb_end;
     if (segment->eplb_next != before)
         segment->eplb_loss = ALL_MODELS;
-    while (segment->eplb_next < end) {
+    while (segment->eplb_next < end && segment->eplb_budget > 0) {
         struct wideep_eplb_record *record = &drain->record[have];
         prefetch_slot(ring, segment->eplb_next + SLOTS_AHEAD);
         enum wideep_read result =
             wideep_eplb_read(&segment->view, segment->eplb_next, record, drain->rank_tokens + (size_t)have * ep_size);
         if (result == WIDEEP_READ_OK && have > 0 && !record_continues(drain->record, have, record))
             result = WIDEEP_READ_INVALID;
+        segment->eplb_budget = spend(ring, segment->eplb_budget, result);
         if (result == WIDEEP_READ_OK && have == 0) {
             if (!(record->flags & WIDEEP_FIRST)) {
                 /* The rest of a pass whose beginning was lost: of no use, and lost by the same cause. */
@@ -157,6 +177,10 @@ bool ring_drain_eplb(struct ring_drain *drain, struct segment *segment, const st
         segment->eplb_loss &= ~(1u << pass.model);
         sink->pass(sink->context, segment, &pass);
         have = 0;
+    }
+    if (segment->eplb_next < end) { /* its first records are read again */
+        segment->eplb_next -= have;
+        return true;
     }
     /* The head moves by whole calls, so a pass that ends beyond a mark is no writer's. */
     lost[RING_INVALID] += have;
@@ -205,8 +229,9 @@ void ring_drain_dbo(struct segment *segment, struct ring_counts *counts)
     if (!ring->head)
         return;
     uint64_t head = ring_window(ring, &segment->dbo_next, lost);
-    while (segment->dbo_next < head) {
+    for (uint32_t budget = budget_of(ring); segment->dbo_next < head && budget > 0;) {
         enum wideep_read result = wideep_dbo_read(&segment->view, segment->dbo_next++, &record);
+        budget = spend(ring, budget, result);
         if (result == WIDEEP_READ_OK) {
             counts->read[RING_DBO]++;
             continue;

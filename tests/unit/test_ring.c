@@ -189,6 +189,70 @@ START_TEST(ring_of_a_single_batch)
 }
 END_TEST
 
+/* A ring as large as a segment, its head moved by another whole one: what nobody wrote costs few reads, of slots that
+ * are empty, and of slots that claim to be newer than any. */
+START_TEST(heads_of_rings_that_nobody_fills)
+{
+    const struct wideep_ring eplb = segment.view.eplb, dbo = segment.view.dbo;
+    const uint32_t count = 1u << 19;
+    unsigned char *slots = calloc(count, eplb.stride);
+    ck_assert_ptr_nonnull(slots);
+    segment.view.eplb.slots = segment.view.dbo.slots = slots;
+    segment.view.eplb.count = segment.view.dbo.count = count;
+    for (unsigned round = 0; round < 4; round++) {
+        uint64_t before[] = {losses(RING_EPLB), losses(RING_DBO)};
+        publish((round + 1) * (uint64_t)count);
+        wideep_i_ring_publish(writer->dbo_shared_head, (round + 1) * (uint64_t)count);
+        for (uint32_t i = 0; i < count && round == 2; i++)
+            ((uint64_t *)(void *)(slots + (size_t)i * eplb.stride))[0] = 2 * (i + 4 * (uint64_t)count) + 1;
+        uint64_t from[] = {segment.eplb_next, segment.dbo_next};
+        drain_once();
+        ck_assert_uint_lt(losses(RING_EPLB) - before[0], count + 1000);
+        ck_assert_uint_lt(losses(RING_DBO) - before[1], count + 1000);
+        /* From the oldest that can be whole. */
+        ck_assert_uint_lt(segment.eplb_next,
+                          (from[0] > round * (uint64_t)count ? from[0] : round * (uint64_t)count) + 1000);
+        ck_assert_uint_lt(segment.dbo_next,
+                          (from[1] > round * (uint64_t)count ? from[1] : round * (uint64_t)count) + 1000);
+    }
+    ck_assert_uint_eq(passes, 0);
+    segment.view.eplb = eplb;
+    segment.view.dbo = dbo;
+    free(slots);
+}
+END_TEST
+
+/* As many records as a ring can hold are read at once: what is left for the next mark is nothing's of a writer. */
+START_TEST(full_rings_are_read_at_once)
+{
+    const uint64_t whole = (segment.view.eplb.count - segment.view.eplb.batch) / LAYERS;
+    for (unsigned round = 0; round < 3; round++) {
+        for (uint64_t pass = 0; pass < whole; pass++)
+            record(round * whole + pass);
+        drain_once();
+        ck_assert_uint_eq(passes, (round + 1) * whole);
+    }
+    ck_assert_uint_eq(losses(RING_EPLB), 0);
+}
+END_TEST
+
+/* The share ends within a pass: it is read again, whole. */
+START_TEST(a_share_that_ends_within_a_pass)
+{
+    const struct ring_sink sink = {on_ready, on_pass, NULL};
+    record(0);
+    record(1);
+    ring_mark(&segment);
+    segment.eplb_budget = LAYERS + 1;
+    ck_assert(ring_drain_eplb(drain, &segment, &sink, &counts));
+    ck_assert_uint_eq(passes, 1);
+    ck_assert_uint_eq(segment.eplb_next, LAYERS);
+    drain_once();
+    ck_assert_uint_eq(passes, 2);
+    ck_assert_uint_eq(losses(RING_EPLB), 0);
+}
+END_TEST
+
 START_TEST(noise)
 {
     const struct wideep_ring *ring = &segment.view.eplb;
@@ -228,6 +292,9 @@ int main(void)
     tcase_add_test(tcase, heads_that_no_writer_makes);
     tcase_add_test(tcase, a_mark_ends_the_drain);
     tcase_add_test(tcase, ring_of_a_single_batch);
+    tcase_add_test(tcase, heads_of_rings_that_nobody_fills);
+    tcase_add_test(tcase, full_rings_are_read_at_once);
+    tcase_add_test(tcase, a_share_that_ends_within_a_pass);
     tcase_add_test(tcase, noise);
     suite_add_tcase(suite, tcase);
     return suite_run(suite);
