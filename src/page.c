@@ -37,19 +37,46 @@ const char *page_content_encoding(enum page_encoding encoding)
 
 /* ---- compression -------------------------------------------------------------------------------------------- */
 
+/* What compressing needs besides the page; too much for a thread's stack. */
+struct work {
+    struct libdeflate_compressor *compressor; /* NULL: not needed yet */
 #ifdef HAVE_ISAL
-/* What ISA-L needs besides the page; too much for a thread's stack. */
-struct igzip {
     struct isal_zstream stream;
     uint8_t level[ISAL_DEF_LVL1_DEFAULT];
+#endif
 };
 
-/* False when it cannot: no memory, or more than its 32 bits can count. */
-static bool igzip(struct buffer *ret, const char *data, size_t size)
-{
-    struct igzip *work = size <= UINT32_MAX && ret->capacity <= UINT32_MAX ? malloc(sizeof *work) : NULL;
+/* Whoever has compressed leaves it to the next, who is seldom in a hurry: a second one at the same time makes another.
+ */
+static struct work *spare;
 
+static struct work *take_work(void)
+{
+    /* Pairs with the release in keep_work(). */
+    struct work *work = __atomic_exchange_n(&spare, NULL, __ATOMIC_ACQUIRE);
+
+    if (work)
+        return work;
+    work = malloc(sizeof *work);
+    if (work)
+        work->compressor = NULL;
+    return work;
+}
+
+static void keep_work(struct work *work)
+{
+    work = __atomic_exchange_n(&spare, work, __ATOMIC_ACQ_REL);
     if (!work)
+        return;
+    libdeflate_free_compressor(work->compressor);
+    free(work);
+}
+
+#ifdef HAVE_ISAL
+/* False when it cannot: more than its 32 bits can count. */
+static bool igzip(struct work *work, struct buffer *ret, const char *data, size_t size)
+{
+    if (size > UINT32_MAX || ret->capacity > UINT32_MAX)
         return false;
     isal_deflate_stateless_init(&work->stream);
     work->stream.level = 1;
@@ -61,15 +88,15 @@ static bool igzip(struct buffer *ret, const char *data, size_t size)
     work->stream.avail_in = (uint32_t)size;
     work->stream.next_out = (uint8_t *)ret->data;
     work->stream.avail_out = (uint32_t)ret->capacity;
-    bool done = isal_deflate_stateless(&work->stream) == COMP_OK;
-    if (done)
-        ret->size = work->stream.total_out;
-    free(work);
-    return done;
+    if (isal_deflate_stateless(&work->stream) != COMP_OK)
+        return false;
+    ret->size = work->stream.total_out;
+    return true;
 }
 #else
-static bool igzip(struct buffer *ret, const char *data, size_t size)
+static bool igzip(struct work *work, struct buffer *ret, const char *data, size_t size)
 {
+    (void)work;
     (void)ret;
     (void)data;
     (void)size;
@@ -77,14 +104,13 @@ static bool igzip(struct buffer *ret, const char *data, size_t size)
 }
 #endif
 
-static bool deflate(struct buffer *ret, const char *data, size_t size)
+static bool deflate(struct work *work, struct buffer *ret, const char *data, size_t size)
 {
-    struct libdeflate_compressor *compressor = libdeflate_alloc_compressor(GZIP_LEVEL);
-
-    if (!compressor)
+    if (!work->compressor)
+        work->compressor = libdeflate_alloc_compressor(GZIP_LEVEL);
+    if (!work->compressor)
         return false;
-    ret->size = libdeflate_gzip_compress(compressor, data, size, ret->data, ret->capacity);
-    libdeflate_free_compressor(compressor);
+    ret->size = libdeflate_gzip_compress(work->compressor, data, size, ret->data, ret->capacity);
     return ret->size > 0;
 }
 
@@ -93,5 +119,10 @@ int page_gzip(struct buffer *ret, const char *data, size_t size)
     /* Within this bound neither fails for want of room. */
     if (!buffer_reserve(ret, libdeflate_gzip_compress_bound(NULL, size)))
         return -ENOMEM;
-    return igzip(ret, data, size) || deflate(ret, data, size) ? 0 : -ENOMEM;
+    struct work *work = take_work();
+    if (!work)
+        return -ENOMEM;
+    bool done = igzip(work, ret, data, size) || deflate(work, ret, data, size);
+    keep_work(work);
+    return done ? 0 : -ENOMEM;
 }

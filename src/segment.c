@@ -6,6 +6,7 @@
 
 #include <assert.h>
 #include <search.h>
+#include <stdalign.h>
 
 #define SEGMENT_MAGIC      0x5365676d
 #define LOCK_LOST_GRACE_NS 10000000000u
@@ -494,6 +495,22 @@ static void expire_nameless(struct segment_set *set)
     set->nameless = nameless;
 }
 
+/* By the system call itself: readdir() would allocate a stream at each scan. Returns 0 or an errno. */
+static int scan_names(struct segment_set *set, int directory, uint64_t now_ns)
+{
+    alignas(struct dirent64) char entries[16384];
+    ssize_t size;
+
+    while ((size = getdents64(directory, entries, sizeof entries)) > 0)
+        for (ssize_t at = 0; at < size;) {
+            const struct dirent64 *entry = (const void *)(entries + at);
+            if (strncmp(entry->d_name, "wideep.", 7) == 0)
+                scan_name(set, directory, entry->d_name, now_ns);
+            at += entry->d_reclen;
+        }
+    return size < 0 ? errno : 0;
+}
+
 void segment_set_scan(struct segment_set *set, uint64_t now_ns)
 {
     assert(set->retired_count == 0);
@@ -501,8 +518,8 @@ void segment_set_scan(struct segment_set *set, uint64_t now_ns)
     set->ignored = 0;
     memset(set->rejected, 0, sizeof set->rejected);
     drop_truncated(set);
-    DIR *directory = opendir(set->config.directory);
-    int error = directory ? 0 : errno;
+    int directory = open(set->config.directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int error = directory >= 0 ? 0 : errno;
     if (error != set->directory_error) {
         if (error)
             log_warn("cannot read the shared-memory directory, waiting for it", "directory", set->config.directory,
@@ -512,15 +529,12 @@ void segment_set_scan(struct segment_set *set, uint64_t now_ns)
         set->generation++;
     }
     set->directory_error = error;
-    if (directory) {
-        for (struct dirent *entry; (entry = readdir(directory)) != NULL;)
-            if (strncmp(entry->d_name, "wideep.", 7) == 0)
-                scan_name(set, dirfd(directory), entry->d_name, now_ns);
-        (void)closedir(directory);
-    }
+    bool whole = directory >= 0 && scan_names(set, directory, now_ns) == 0;
+    if (directory >= 0)
+        (void)close(directory);
     /* A directory that is gone has no names either. One that cannot be read just now, for want of a descriptor say,
      * tells nothing about them. */
-    if (directory || error == ENOENT || error == ENOTDIR)
+    if (whole || error == ENOENT || error == ENOTDIR)
         drop_unseen(set);
     for (uint32_t i = 0; i < set->count; i++)
         update_state(set, set->segments[i], now_ns);
