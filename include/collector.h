@@ -10,6 +10,7 @@
 #ifndef WIDEEP_COLLECTOR_H
 #define WIDEEP_COLLECTOR_H
 
+#include "advisor.h"
 #include "lb.h"
 #include "state.h"
 
@@ -20,7 +21,8 @@ struct collector_config {
     struct aggregate_config aggregate;
     uint64_t interval_ns;
     uint64_t series_limit;
-    uint64_t debug_ns; /* per-expert series for so long from the start; 0: off */
+    uint64_t advisor_ns; /* interval of the advisor, 0: none */
+    uint64_t debug_ns;   /* per-expert series for so long from the start; 0: off */
     const char *version, *commit;
     struct lb *lb;             /* renewed by the collector, borrowed; NULL: none */
     struct state_board *state; /* likewise */

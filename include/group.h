@@ -24,6 +24,7 @@
 #define GROUP_CHECKPOINTS          5  /* of a member's expert tokens: quarters of the window */
 
 struct group;
+struct advice;
 
 /* One model of one attached rank segment. */
 struct member {
@@ -85,6 +86,7 @@ struct group {
     double *expert_tokens; /* [layers][experts] tokens per pass, NULL while not wanted or not known yet */
     double *expert_spare;  /* as much, for the next ones; NULL while not wanted */
     uint64_t *expert_copy; /* [layers][experts]: of a member's plane; NULL while not wanted */
+    struct advice *advice; /* the advisor's, NULL: none */
     struct group *next;
 };
 
@@ -121,6 +123,11 @@ void group_settle(struct group *group);
 
 /* Sum over the counted members' planes at the newest group_settle(), from 0 at the last reset. */
 uint64_t group_rank_tokens(const struct group *group, uint32_t layer, uint32_t ep_rank);
+
+/* Copies the member's cumulative tokens per logical expert, [layers][experts], as of one recorded pass, whose count is
+ * returned. A writer that never holds still costs one pass of inexactness, not a wait. The member's segment is
+ * attached. */
+uint64_t group_copy_experts(const struct member *member, uint64_t *ret);
 
 /* Renews the per-expert loads, or forgets all about them. Returns 0 or -ENOMEM. */
 int group_experts(struct group *group, bool wanted, uint64_t window_ns);

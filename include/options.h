@@ -28,6 +28,7 @@ struct options {
     uint64_t web_config_check;
     uint64_t max_requests; /* 0: any number */
     uint64_t collect_interval_ns, eplb_window_ns, throughput_interval_ns;
+    uint64_t advisor_interval_ns; /* 0: off */
     uint64_t debug_duration_ns, debug_max_duration_ns;
     uint64_t engine_label; /* enum aggregate_engine_label */
     uint64_t debug_per_expert;

@@ -22,6 +22,7 @@ struct collector {
     struct collector_config config;
     struct segment_set *set;
     struct aggregate *aggregate;
+    struct advisor *advisor; /* NULL: off */
     struct layout *layout;
     uint64_t layout_generation;
     uint64_t warned_generation; /* of the layout whose dropped series were logged */
@@ -164,6 +165,8 @@ static int collect(struct collector *collector)
     if (debug.on)
         aggregate_select_layers(collector->aggregate, &debug.layers);
     int error = aggregate_collect(collector->aggregate, debug.on, now_ns);
+    if (collector->advisor && !error)
+        error = advisor_turn(collector->advisor, collector->aggregate, now_ns);
     int failed = publish(collector, now_ns);
     /* The board is a load balancer's only news: it does not depend on the page. */
     int stale = copy_live(collector);
@@ -286,6 +289,7 @@ uint64_t collector_turns(const struct collector *collector)
 
 static void collector_free(struct collector *collector)
 {
+    advisor_stop(collector->advisor);
     aggregate_free(collector->aggregate);
     segment_set_free(collector->set);
     layout_unref(collector->layout);
@@ -318,6 +322,8 @@ int collector_start(struct collector **ret, const struct collector_config *confi
         error = segment_set_new(&collector->set, &config->segments, now_ns);
     if (!error)
         error = aggregate_new(&collector->aggregate, &config->aggregate, collector->set);
+    if (!error && config->advisor_ns != 0)
+        error = advisor_start(&collector->advisor, config->advisor_ns);
     if (!error) {
         (void)collect(collector); /* what is incomplete is collected again */
         if (collector->set->count == 0 && collector->set->directory_error == 0)

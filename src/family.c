@@ -1,5 +1,9 @@
 #include "family.h"
 
+#include "advisor.h"
+
+#include <math.h>
+
 #define SETTLED_NS   1000000000u
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
@@ -287,6 +291,42 @@ static struct value group_tokens(const struct family_sources *s, const struct fa
 {
     (void)s;
     return count(group_rank_tokens(at->group, at->layer, at->ep_rank));
+}
+
+static struct value group_cost(const struct family_sources *s, const struct family_at *at)
+{
+    double avg = 0, max = 0;
+
+    (void)s;
+    for (uint32_t l = 0; l < at->group->layers; l++) {
+        avg += at->group->window[l].avg;
+        max += at->group->window[l].max;
+    }
+    return at->group->seen > 0 && max > 0 ? number(1 - avg / max) : absent();
+}
+
+/* Of a group that lives, where it is known. */
+static struct value advised(const struct group *group, double value)
+{
+    return group->seen == 0 || isnan(value) ? absent() : number(value);
+}
+
+static struct value advice_achievable(const struct family_sources *s, const struct family_at *at)
+{
+    (void)s;
+    return at->group->advice ? advised(at->group, at->group->advice->achievable[at->layer]) : absent();
+}
+
+static struct value advice_gain(const struct family_sources *s, const struct family_at *at)
+{
+    (void)s;
+    return at->group->advice ? advised(at->group, at->group->advice->gain) : absent();
+}
+
+static struct value advice_drift(const struct family_sources *s, const struct family_at *at)
+{
+    (void)s;
+    return at->group->advice ? advised(at->group, at->group->advice->drift) : absent();
 }
 
 static struct value group_ep_size(const struct family_sources *s, const struct family_at *at)
@@ -751,6 +791,22 @@ const struct family families[] = {
      "exporter.",
      {LABEL("cause", incomplete_causes)},
      .get = group_incomplete},
+    {"wideep_eplb_imbalance_cost_ratio", FAMILY_GAUGE, SCOPE_GROUP,
+     "Share of expert time lost to the slowest EP rank: 1 - sum of averages / sum of maxima of the passes in the window, "
+     "over all layers. Attention, communication and the network are not in it.",
+     .get = group_cost},
+    {"wideep_eplb_rearrangement_gain_ratio", FAMILY_GAUGE, SCOPE_GROUP,
+     "Share of that cost that rearranging the experts now, for the loads of the newest --advisor.interval, would win "
+     "back. What differs from pass to pass stays lost, and what the rearrangement itself costs is not in it.",
+     .get = advice_gain},
+    {"wideep_eplb_drift_ratio", FAMILY_GAUGE, SCOPE_GROUP,
+     "How far the tokens per logical expert have moved since the last rearrangement, or since the exporter began to read "
+     "the group: total variation distance, mean over layers. Few tokens differ by chance.",
+     .get = advice_drift},
+    {"wideep_eplb_achievable_balancedness", FAMILY_GAUGE, SCOPE_GROUP_LAYER,
+     "Average over maximum tokens per EP rank that a rearrangement for the newest --advisor.interval would reach with as "
+     "many physical experts; an upper bound, as it evens out the interval's sums and not single passes.",
+     .get = advice_achievable},
     {"wideep_eplb_avg_tokens_total", FAMILY_COUNTER, SCOPE_GROUP_LAYER,
      "Sum over joined passes of the tokens per EP rank. Its rate over that of wideep_eplb_max_tokens_total is the "
      "balancedness of any window. Counts from the start of this exporter.",

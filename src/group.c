@@ -1,5 +1,7 @@
 #include "group.h"
 
+#include "advisor.h"
+
 #include <assert.h>
 
 const double group_balancedness_bounds[GROUP_BALANCEDNESS_BUCKETS - 1] = {0.1, 0.2, 0.3, 0.4,  0.5, 0.6,
@@ -57,6 +59,8 @@ void group_free(struct group *group)
             group->members[i]->segment->members[group->members[i]->model] = NULL;
         member_free(group->members[i]);
     }
+    if (group->advice)
+        group->advice->group = NULL;
     join_free(group->join);
     free(group->members);
     free(group->join_members);
@@ -326,10 +330,10 @@ void group_settle(struct group *group)
 
 /* ---- per-expert loads --------------------------------------------------------------------------------------- */
 
-/* Copies a plane that belongs to one recorded pass: the count is the same before and after. A writer that never holds
- * still costs one pass of inexactness, not a wait. */
-static uint64_t copy_expert_plane(const struct member *member, uint64_t *ret, size_t words)
+/* A plane belongs to one recorded pass when their count is the same before and after. */
+uint64_t group_copy_experts(const struct member *member, uint64_t *ret)
 {
+    const size_t words = (size_t)member->group->layers * member->group->experts;
     const uint64_t *plane = member_plane(member, true);
     const uint64_t *recorded = &member->segment->view.totals->models[member->model].recorded_passes;
     uint64_t passes = 0;
@@ -412,7 +416,7 @@ int group_experts(struct group *group, bool wanted, uint64_t window_ns)
         uint64_t time_ns = wideep_load(&member->segment->view.live->models[member->model].recorded_time_ns);
         if (time_ns == 0) /* nothing recorded yet: what is recorded next counts from the start */
             time_ns = member->join.start_ns;
-        uint64_t passes = copy_expert_plane(member, group->expert_copy, words);
+        uint64_t passes = group_copy_experts(member, group->expert_copy);
         /* The oldest checkpoint within the window of the newest recorded pass, whenever that was. */
         uint32_t from = 0;
         while (from + 1 < member->checkpoints && time_ns - member->checkpoint[from].time_ns > window_ns)

@@ -52,6 +52,7 @@ static int start_collector(struct service *service)
                       .engine_label = (enum aggregate_engine_label)options->engine_label},
         .interval_ns = options->collect_interval_ns,
         .series_limit = options->series_limit,
+        .advisor_ns = options->advisor_interval_ns,
         .debug_ns = options->debug_per_expert ? options->debug_duration_ns : 0,
         .version = WIDEEP_VERSION,
         .commit = WIDEEP_COMMIT,

@@ -68,6 +68,8 @@ static const struct option_row rows[] = {
      "Serve a group's EPLB gauges under each of its engines, or under the first alone.", 0, 0, engine_labels},
     {"throughput.interval", TYPE_DURATION, AT(throughput_interval_ns), "10s",
      "How often the throughput gauges are renewed.", 1 * S, 3600 * S, NULL},
+    {"advisor.interval", TYPE_DURATION, AT(advisor_interval_ns), "10s",
+     "How often the gain of a rearrangement is worked out, at most; 0s for never.", 0, 3600 * S, NULL},
     {"debug.per-expert", TYPE_FLAG, AT(debug_per_expert), "false",
      "Serve a series per layer and expert for --debug.duration from the start. High cardinality.", 0, 0, NULL},
     {"debug.duration", TYPE_DURATION, AT(debug_duration_ns), "300s", "How long the per-expert series are served.",
