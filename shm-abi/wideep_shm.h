@@ -88,6 +88,13 @@
 #define WIDEEP_API static inline __attribute__((unused))
 #endif
 
+/* Marks each moment at which another process can see something new of a writer: after every store into a mapping, which
+ * `word` leads to, and after every call that changes a file, a name or a lock (NULL). Nothing, unless a test that wants
+ * to stop there defines it. */
+#ifndef WIDEEP_I_POINT
+#define WIDEEP_I_POINT(name, word) ((void)0)
+#endif
+
 #ifdef __cplusplus
 #define WIDEEP_ASSERT(condition, text) static_assert(condition, text)
 extern "C" {
@@ -438,11 +445,13 @@ WIDEEP_API uint64_t wideep_load_acquire(const uint64_t *word)
 WIDEEP_API void wideep_i_store(uint64_t *word, uint64_t value)
 {
     __atomic_store_n(word, value, __ATOMIC_RELAXED);
+    WIDEEP_I_POINT("stored", word);
 }
 
 WIDEEP_API void wideep_i_store_release(uint64_t *word, uint64_t value)
 {
     __atomic_store_n(word, value, __ATOMIC_RELEASE);
+    WIDEEP_I_POINT("released", word);
 }
 
 /* A plain read and a plain store: the caller is the only writer of the word. gcc does not make one instruction of two
@@ -451,6 +460,7 @@ WIDEEP_API void wideep_i_add(uint64_t *word, uint64_t value)
 {
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(WIDEEP_TSAN)
     __asm__("addq %1, %0" : "+m"(*word) : "er"(value) : "cc");
+    WIDEEP_I_POINT("added", word);
 #else
     wideep_i_store(word, wideep_load(word) + value);
 #endif
@@ -1220,7 +1230,10 @@ WIDEEP_API int wideep_i_lock(int fd, int byte, short type)
     lock.l_whence = SEEK_SET;
     lock.l_start = byte;
     lock.l_len = 1;
-    return fcntl(fd, F_SETLK, &lock) == 0 ? 0 : -errno;
+    if (fcntl(fd, F_SETLK, &lock) != 0)
+        return -errno;
+    WIDEEP_I_POINT("locked", NULL);
+    return 0;
 }
 
 WIDEEP_API int wideep_i_path(char *ret, size_t size, const struct wideep_writer *w, const char *name)
@@ -1490,18 +1503,23 @@ WIDEEP_API int wideep_i_temporary(const struct wideep_writer *w, uint64_t size, 
     int fd = open(ret_path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0644);
     if (fd < 0)
         return -errno;
+    WIDEEP_I_POINT("temporary made", NULL);
     error = wideep_i_lock(fd, 0, F_WRLCK);
     /* The exporter may be another user, whatever the engine's umask is. */
     if (!error && fchmod(fd, 0644) != 0)
         error = -errno;
+    WIDEEP_I_POINT("mode set", NULL);
     if (!error) {
         do
             error = -posix_fallocate(fd, 0, (off_t)size);
         while (error == -EINTR);
+        WIDEEP_I_POINT("size set", NULL);
     }
     if (error) {
         (void)unlink(ret_path);
+        WIDEEP_I_POINT("failed temporary removed", NULL);
         (void)close(fd);
+        WIDEEP_I_POINT("failed temporary closed", NULL);
         return error;
     }
     *ret_fd = fd;
@@ -1537,6 +1555,7 @@ WIDEEP_API void wideep_i_sweep(const struct wideep_writer *w)
         struct stat st;
         if (fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && wideep_writer_alive(fd) == 0)
             (void)unlink(path);
+        WIDEEP_I_POINT("leftover removed", NULL);
         (void)close(fd);
     }
     (void)closedir(directory);
@@ -1547,13 +1566,20 @@ WIDEEP_API void wideep_i_sweep(const struct wideep_writer *w)
 WIDEEP_API int wideep_i_take_name(const char *temporary, const char *path, const struct stat *claimed)
 {
     struct stat now;
-    if (!claimed)
-        return link(temporary, path) == 0 ? 0 : -errno;
+    if (!claimed) {
+        if (link(temporary, path) != 0)
+            return -errno;
+        WIDEEP_I_POINT("name linked", NULL);
+        return 0;
+    }
     /* The claim keeps starters away while its file has the name. Whoever deletes that lets one in, who must not be
      * replaced. */
     if (lstat(path, &now) != 0 || now.st_ino != claimed->st_ino || now.st_dev != claimed->st_dev)
         return -EAGAIN;
-    return rename(temporary, path) == 0 ? 0 : -errno;
+    if (rename(temporary, path) != 0)
+        return -errno;
+    WIDEEP_I_POINT("name replaced", NULL);
+    return 0;
 }
 
 /* A segment under construction: a locked temporary, mapped. */
@@ -1567,9 +1593,11 @@ struct wideep_i_draft {
 WIDEEP_API void wideep_i_draft_discard(struct wideep_i_draft *draft)
 {
     (void)unlink(draft->temporary);
+    WIDEEP_I_POINT("draft removed", NULL);
     if (draft->base)
         (void)munmap(draft->base, (size_t)draft->size);
     (void)close(draft->fd);
+    WIDEEP_I_POINT("draft closed", NULL);
 }
 
 WIDEEP_API int wideep_i_draft_begin(const struct wideep_writer *w, struct wideep_i_draft *ret)
@@ -1599,6 +1627,7 @@ WIDEEP_API int wideep_i_draft_publish(struct wideep_writer *w, struct wideep_i_d
     }
     if (!claimed)
         (void)unlink(draft->temporary);
+    WIDEEP_I_POINT("temporary name removed", NULL);
     w->fd = draft->fd;
     wideep_i_wire(w, draft->base);
     return 0;
@@ -1618,6 +1647,7 @@ WIDEEP_API int wideep_i_build(struct wideep_writer *w, const struct wideep_view 
         wideep_i_inherit(w, old);
     }
     memcpy(draft.base, &w->identity, sizeof w->identity);
+    WIDEEP_I_POINT("identity copied", NULL);
     return wideep_i_draft_publish(w, &draft, claimed);
 }
 
@@ -1681,6 +1711,7 @@ WIDEEP_API int wideep_i_claim(const char *path, int *ret_fd, struct stat *ret_cl
         (void)close(fd);
     else
         *ret_fd = fd;
+    WIDEEP_I_POINT("claim decided", NULL);
     return error;
 }
 
@@ -1736,6 +1767,7 @@ WIDEEP_API int wideep_i_create_once(struct wideep_writer *w)
     error = wideep_i_succeed(w, fd, &claimed);
     /* Only now: until the new segment has the name, the claim keeps other starters away. */
     (void)close(fd);
+    WIDEEP_I_POINT("claim released", NULL);
     return error == -ENOENT ? -EAGAIN : error; /* our temporary was swept, or the directory was */
 }
 
@@ -1805,11 +1837,13 @@ WIDEEP_API int wideep_i_recreate(struct wideep_writer *w, const struct stat *cla
     if (error)
         return error;
     memcpy(draft.base, base, (size_t)w->size);
+    WIDEEP_I_POINT("segment copied", NULL);
     error = wideep_i_draft_publish(w, &draft, claimed);
     if (error)
         return error;
     (void)munmap(base, (size_t)w->size);
     (void)close(fd);
+    WIDEEP_I_POINT("old segment closed", NULL);
     return 0;
 }
 
@@ -1827,6 +1861,7 @@ WIDEEP_API int wideep_i_reclaim(struct wideep_writer *w, const char *path)
     else
         error = wideep_i_recreate(w, &claimed);
     (void)close(fd);
+    WIDEEP_I_POINT("claim of a foreigner released", NULL);
     return error;
 }
 
@@ -1888,6 +1923,7 @@ WIDEEP_API void wideep_close(struct wideep_writer **w)
     wideep_i_store_release(&writer->live->closed_ns, now_ns);
     (void)munmap(writer->base, (size_t)writer->size);
     (void)close(writer->fd);
+    WIDEEP_I_POINT("closed", NULL);
     writer->magic = 0;
     (void)munmap(writer, (size_t)wideep_i_round_up(sizeof *writer, 65536));
 }
@@ -1921,6 +1957,7 @@ WIDEEP_API void wideep_i_ring_publish(uint64_t *shared_head, uint64_t head)
 WIDEEP_API void wideep_i_payload(uint64_t *slot, unsigned i, uint64_t value)
 {
     __atomic_store_n(slot + i, value, WIDEEP_PAYLOAD_STORE);
+    WIDEEP_I_POINT("payload stored", slot + i);
 }
 
 struct wideep_pass {
