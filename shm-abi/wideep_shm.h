@@ -1625,9 +1625,10 @@ WIDEEP_API int wideep_i_draft_publish(struct wideep_writer *w, struct wideep_i_d
         wideep_i_draft_discard(draft);
         return error;
     }
-    if (!claimed)
+    if (!claimed) {
         (void)unlink(draft->temporary);
-    WIDEEP_I_POINT("temporary name removed", NULL);
+        WIDEEP_I_POINT("temporary name removed", NULL);
+    }
     w->fd = draft->fd;
     wideep_i_wire(w, draft->base);
     return 0;

@@ -164,6 +164,13 @@ static int run_check(struct wideep_writer **w)
     return wideep_check(*w);
 }
 
+/* So that closing has flags to take down. */
+static int begin_and_engage(struct wideep_writer *w)
+{
+    int error = begin(w);
+    return error ? error : record_dbo(w, 0, WIDEEP_DECODE, WIDEEP_ENGAGED);
+}
+
 static int run_close(struct wideep_writer **w)
 {
     wideep_close(w);
@@ -186,7 +193,7 @@ const struct call calls[] = {
     {"record_tokens", WIDEEP_ROLE_RANK, NULL, run_tokens},
     {"record_tokens_of_a_front_end", WIDEEP_ROLE_FRONTEND, NULL, run_tokens},
     {"check", WIDEEP_ROLE_RANK, NULL, run_check},
-    {"close", WIDEEP_ROLE_RANK, begin, run_close},
+    {"close", WIDEEP_ROLE_RANK, begin_and_engage, run_close},
     {"close_of_a_front_end", WIDEEP_ROLE_FRONTEND, NULL, run_close},
 };
 

@@ -37,7 +37,12 @@ def test_there_are_runs():
     assert len(RUNS) > 50
 
 
-@pytest.mark.parametrize("run", [pytest.param(run, marks=[pytest.mark.slow] if run.endswith(".2") else []) for run in RUNS])
+def slow(run):
+    """Those that add little: neither first nor late, or a takeover once more."""
+    return [pytest.mark.slow] if run.endswith(".2") or run == "create_raced" else []
+
+
+@pytest.mark.parametrize("run", [pytest.param(run, marks=slow(run)) for run in RUNS])
 def test_killed_at_every_point(run):
     deaths = int(re.search(r"(\d+) deaths, 0 faults", crash("run", run).stdout)[1])
     assert deaths > 0
