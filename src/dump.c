@@ -170,9 +170,15 @@ static int dump_file_load(struct dump_file *file, const char *path, bool link)
 
     memset(file, 0, sizeof *file);
     file->path = path;
+    file->fd = -1;
+    /* Before it is opened, which has effects where it is a device, and fails where it is a socket. */
+    if ((link ? stat(path, &st) : lstat(path, &st)) != 0)
+        return dump_file_fail(file, strerror(errno));
+    if (!S_ISREG(st.st_mode))
+        return dump_file_fail(file, DUMP_NOT_REGULAR);
     file->fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | (link ? 0 : O_NOFOLLOW));
     if (file->fd < 0)
-        return dump_file_fail(file, errno == ELOOP ? DUMP_NOT_REGULAR : strerror(errno));
+        return dump_file_fail(file, strerror(errno));
     if (fstat(file->fd, &st) != 0)
         return dump_file_fail(file, strerror(errno));
     if (!S_ISREG(st.st_mode))

@@ -319,6 +319,13 @@ struct value_reading {
     uint64_t shown, dropped;
 };
 
+/* Buckets come from memory that others write: a sum that wrapped would make a later bucket smaller than an earlier one,
+ * for which a parser may refuse the whole page. */
+static uint64_t add_saturating(uint64_t a, uint64_t b)
+{
+    return b > UINT64_MAX - a ? UINT64_MAX : a + b;
+}
+
 /* A histogram's values in the order of its series: absent all together or not at all. */
 static void read_histogram(const struct value_reading *reading, const struct family *family, const struct family_at *at,
                            struct value *ret)
@@ -328,7 +335,7 @@ static void read_histogram(const struct value_reading *reading, const struct fam
     uint64_t cumulative = 0;
 
     for (unsigned b = 0; b <= family->bound_count; b++) {
-        cumulative += served ? histogram.bucket[b] : 0;
+        cumulative = add_saturating(cumulative, served ? histogram.bucket[b] : 0);
         *ret++ = (struct value){cumulative, served ? VALUE_U64 : VALUE_ABSENT};
     }
     *ret++ = served ? histogram.sum : (struct value){0, VALUE_ABSENT};
