@@ -220,7 +220,7 @@ add("layers of -1", "bad_limit", poking("I", LAYERS, TOP))
 # ---- names ------------------------------------------------------------------------------------------------------
 
 add("model name without end", "bad_name", lambda image: image.data.__setitem__(slice(MODELS, MODELS + 256), b"x" * 256))
-add("model name of nothing", "bad_name", poking("I", NAME_LENGTH, 0))
+add("model name of nothing", "bad_name", both(poking("I", NAME_LENGTH, 0), poking("B", MODELS, 0)))
 add("model name of -1", "bad_name", poking("I", NAME_LENGTH, TOP))
 add("model name beyond its terminator", "bad_name", poking("I", NAME_LENGTH, len(MODEL) - 1))
 add("model name of no UTF-8", None, lambda image: image.data.__setitem__(slice(MODELS, MODELS + 4), b"\xff\xc0\x80\0"))
@@ -245,6 +245,16 @@ add("section around another", "bad_section",
 add("section twice", "bad_section", adding(LIVE, 64, 320))
 for _kind in (LIVE, TOTALS, EPLB, RANK_TOKENS, EXPERT_TOKENS):
     add(f"section {_kind} missing", "bad_section", setting(_kind, TYPE, UNKNOWN))
+add("no experts and no rings", None, both(*(poking("I", at, 0) for at in (LAYERS, LOGICAL, PHYSICAL)),
+                                          *(setting(kind, TYPE, UNKNOWN) for kind in (EPLB, RANK_TOKENS, EXPERT_TOKENS))))
+
+
+def reverse_sections(image):
+    rows = [image.data[at:at + 32] for at in range(SECTIONS, SECTIONS + 32 * image.peek("I", SECTION_COUNT), 32)]
+    image.data[SECTIONS:SECTIONS + 32 * len(rows)] = b"".join(reversed(rows))
+
+
+add("sections in another order", None, reverse_sections)
 add("DBO ring missing", None, setting(DBO, TYPE, UNKNOWN))
 for _kind in (LIVE, TOTALS, RANK_TOKENS, EXPERT_TOKENS):
     add(f"section {_kind} short", "bad_section",
@@ -325,6 +335,7 @@ add("name of another engine", "name_mismatch", name="wideep.default.e90000.r0", 
 add("name with a zero", "name_mismatch", name="wideep.default.e01.r0", dump=None)
 add("name of a front end", "name_mismatch", name="wideep.default.e90100.fe0", dump=None)
 add("name of another instance", "other_instance", name="wideep.other.e1.r0", dump=None, state="ignored")
+add("name of an instance of all characters", "other_instance", name="wideep.o.A9_-z.e1.r0", dump=None, state="ignored")
 add("identity of another instance", "name_mismatch", lambda image: image.data.__setitem__(
     slice(INSTANCE, INSTANCE + 7), b"another"), name="wideep.default.e90300.r0", dump=None)
 
