@@ -204,28 +204,6 @@ def test_ranks_that_do_not_agree(shm, image, lock, name):
         check_equal(check_valid(exporter), expected)
 
 
-EXCHANGE = """
-import ctypes, os, sys
-libc = ctypes.CDLL(None, use_errno=True)
-a, b, rounds = os.fsencode(sys.argv[1]), os.fsencode(sys.argv[2]), int(sys.argv[3])
-for _ in range(2 * rounds):  # so that each has its own name again
-    libc.renameat2(-100, a, -100, b, 2)
-"""
-
-
-def test_replaced_while_attaching(shm, image):
-    """Two files change places as fast as they can. What has the name in the end is what is served: neither is taken for
-    the other by a scan that looked at one and opened the other."""
-    with exporting(shm, "--collect.interval=10ms") as exporter:
-        good, bad = corruptor.Image(image(), 1000), corruptor.Image(image(), 1000)
-        bad.poke("B", 0, 0)
-        corruptor.write_file(shm / good.name, good)
-        corruptor.write_file(shm / "other", bad)
-        for _ in range(10):
-            subprocess.run([sys.executable, "-c", EXCHANGE, shm / good.name, shm / "other", "20000"], check=True, timeout=120)
-            exporter.wait_page(lambda page: page.segments() == {("dead", "ok"): 1}, 20)
-
-
 def test_ten_thousand(shm, image):
     """Names of one bad file each, which take no room. A turn of the collector, health and memory stay bounded."""
     with exporting(shm) as exporter, simulating(shm, *GOOD) as sim:
