@@ -3,7 +3,9 @@
  * otherwise, the rest of a body would be a request of somebody else's.
  *
  * The library's parser joins, cuts and overlooks what it should refuse, so this compares the texts that it gives with
- * how they lie in its buffer of what was received (libmicrohttpd 0.9.75).
+ * how they lie in its buffer of what was received (libmicrohttpd 0.9.75). One thing leaves no trace there: a line of a
+ * colon alone that ends otherwise than the line before it (CRLF ":" LF, or LF ":" CRLF), which to the library is the
+ * empty line. A proxy that passes such a line on is not protected.
  */
 #ifndef WIDEEP_FRAMING_H
 #define WIDEEP_FRAMING_H
