@@ -83,6 +83,8 @@ static enum verdict read_request_line(const char *at, const char *end, struct re
         return EITHER;
     head->old = version[7] == '0';
     request->metrics = strncmp(target, "/metrics", 8) == 0;
+    if (*target == ' ')
+        return EITHER; /* words may be told apart by any white space (section 3) */
     if (memchr(target, ' ', (size_t)(version - 1 - target)))
         return UNSOUND;
     if (*target != '/')
