@@ -458,7 +458,7 @@ static void toggle_name(struct file *file)
     file->away = !file->away;
 }
 
-/* How many passes of the good writer were not collected yet. */
+/* `pending`: passes of the good writer that were not collected yet. */
 static void do_step(struct fuzz_input *input, unsigned *pending)
 {
     const uint8_t step = fuzz_byte(input) % 16;

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(bool(os.environ.get("WIDEEP_SAN")),
                                 reason="the fuzz targets are built with sanitizers of their own, once")
 
 # Runs of libFuzzer that take a second or two each.
-RUNS = {"segment": 150, "request": 3000, "accept": 10000, "options": 5000, "web_config": 3000}
+RUNS = {"segment": 100, "request": 2000, "accept": 5000, "options": 3000, "web_config": 2000}
 HELPERS = {"fuzz", "page"}
 
 
