@@ -9,6 +9,7 @@
 #include "text.h"
 
 #include <ctype.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -51,13 +52,13 @@ static void check_indifference(const char *text)
     const enum page_encoding encoding = accept_encoding(text);
 
     fuzz_expect(format < PAGE_FORMATS && encoding < PAGE_ENCODINGS);
-    strcpy(other, text);
+    (void)snprintf(other, sizeof other, "%s", text);
     swap_case(other);
     fuzz_expect(accept_format(other) == format && accept_encoding(other) == encoding);
     if (add_spaces(other, sizeof other, text))
         fuzz_expect(accept_format(other) == format && accept_encoding(other) == encoding);
     if (strlen(text) > ACCEPT_LENGTH_MAX) {
-        strcpy(other, text);
+        (void)snprintf(other, sizeof other, "%s", text);
         other[ACCEPT_LENGTH_MAX] = 0;
         fuzz_expect(accept_format(other) == format && accept_encoding(other) == encoding);
     }
@@ -104,7 +105,7 @@ static void check_encoding(const char *text)
 
     if (strlen(text) > ACCEPT_LENGTH_MAX || *text == 0)
         return;
-    strcpy(copy, text);
+    (void)snprintf(copy, sizeof copy, "%s", text);
     for (char *element; (element = strsep(&at, ",")) != NULL; count++) {
         if (!is_plain(element) || count == ITEMS_MAX)
             return;
@@ -133,8 +134,7 @@ static void check_refusals(const char *text)
 
     if (strpbrk(text, "/*"))
         return; /* it may name a type */
-    strcpy(joined, only);
-    strcat(joined, text);
+    (void)snprintf(joined, sizeof joined, "%s%s", only, text);
     fuzz_expect(accept_format(joined) == PAGE_OPENMETRICS);
 }
 

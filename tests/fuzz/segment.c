@@ -375,7 +375,7 @@ static void change_section(struct fuzz_input *input, struct file *file)
 
 static void record_pass(struct file *file, uint64_t skip)
 {
-    static const int32_t loads[LAYERS * EXPERTS] = {1, 2, 3, 4, 5, 1, 2, 7}, map[] = {0, 1, 2, 3, 0, 1, 2, 3};
+    static int32_t loads[LAYERS * EXPERTS] = {1, 2, 3, 4, 5, 1, 2, 7}, map[] = {0, 1, 2, 3, 0, 1, 2, 3};
     const struct wideep_pass it = {.pass = file->passes + skip, .step = WIDEEP_STEP_UNKNOWN};
 
     if (file->cut)
