@@ -360,6 +360,7 @@ check-all: deps-test ## check, check-matrix, asan, ubsan and tsan in full
 	one run-tests VARIANT=asan SAN=address; \
 	one run-tests VARIANT=ubsan SAN=undefined; \
 	one run-tests VARIANT=tsan SAN=thread; \
+	one check-cross; \
 	$(total)
 
 abi-header:

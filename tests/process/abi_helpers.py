@@ -179,11 +179,11 @@ class Segment:
 
 
 class Writer:
-    """The helper program `writer` (or `writer_cxx`), told line by line what to do."""
+    """The helper program `writer` (or `writer_cxx`, or the given command), told line by line what to do."""
 
-    def __init__(self, name="writer", **popen):
-        self.process = subprocess.Popen([program("tests/abi/" + name)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        text=True, bufsize=1, **popen)
+    def __init__(self, name="writer", command=None, **popen):
+        self.process = subprocess.Popen(command or [program("tests/abi/" + name)], stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, text=True, bufsize=1, **popen)
 
     def __enter__(self):
         return self
