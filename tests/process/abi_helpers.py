@@ -4,6 +4,7 @@ The reader was written from the tables of shm-abi/README.md alone. It must not b
 where the page says otherwise.
 """
 
+import ctypes
 import fcntl
 import mmap
 import os
@@ -24,6 +25,29 @@ UBATCH_BOUNDS = [2**i for i in range(14)]
 
 def program(name):
     return str(BUILD / name)
+
+
+CHAR, U32, U64 = ctypes.c_char_p, ctypes.c_uint32, ctypes.c_uint64
+
+
+class ModelConfig(ctypes.Structure):
+    _fields_ = [("name", CHAR), ("layers", U32), ("logical_experts", U32), ("physical_experts", U32)]
+
+
+class Config(ctypes.Structure):
+    _fields_ = [("directory", CHAR), ("instance", CHAR)] + [
+        (name, U32) for name in ("role", "engine", "rank", "ep_size", "tp_rank", "tp_size", "dp_rank", "dp_size", "flags",
+                                 "model_count")] + [("group", U64), ("rearrangement_interval", U64),
+                                                    ("models", ModelConfig * 4)]
+
+
+class Pass(ctypes.Structure):
+    _fields_ = [("number", U64), ("model", U32), ("step", U32), ("rearrangement_duration_ns", U64)]
+
+
+def library():
+    """The header's functions, for a writer within the test's own process."""
+    return ctypes.CDLL(program("libwideep_shm.so"), use_errno=True)
 
 
 def alive(path):

@@ -14,7 +14,8 @@ import time
 
 import pytest
 
-from abi_helpers import (BUILD, FRESH, PHASES, REPLACED, ROOT, TAKEOVER, Refused, Segment, Writer, alive, expert, load,
+from abi_helpers import (BUILD, FRESH, PHASES, REPLACED, ROOT, TAKEOVER, U64, Config, ModelConfig, Pass, Refused, Segment,
+                         Writer, alive, expert, library, load,
                          program, sum_of_loads)
 
 HEADER = ROOT / "shm-abi" / "wideep_shm.h"
@@ -467,28 +468,6 @@ def test_a_front_end_segment(tmp_path):
 
 
 # ---- the shared library -------------------------------------------------------------------------------------------
-
-CHAR, U32, U64 = ctypes.c_char_p, ctypes.c_uint32, ctypes.c_uint64
-
-
-class ModelConfig(ctypes.Structure):
-    _fields_ = [("name", CHAR), ("layers", U32), ("logical_experts", U32), ("physical_experts", U32)]
-
-
-class Config(ctypes.Structure):
-    _fields_ = [("directory", CHAR), ("instance", CHAR)] + [
-        (name, U32) for name in ("role", "engine", "rank", "ep_size", "tp_rank", "tp_size", "dp_rank", "dp_size", "flags",
-                                 "model_count")] + [("group", U64), ("rearrangement_interval", U64),
-                                                    ("models", ModelConfig * 4)]
-
-
-class Pass(ctypes.Structure):
-    _fields_ = [("number", U64), ("model", U32), ("step", U32), ("rearrangement_duration_ns", U64)]
-
-
-def library():
-    return ctypes.CDLL(program("libwideep_shm.so"), use_errno=True)
-
 
 def test_library_exports_every_public_function():
     public = set(re.findall(r"^WIDEEP_API [^\n;{]*?\b(wideep_(?!i_)\w+)\(", HEADER.read_text(), re.M))

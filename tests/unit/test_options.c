@@ -87,6 +87,7 @@ START_TEST(defaults)
     ck_assert_uint_eq(options.collect_interval_ns, S / 4);
     ck_assert_uint_eq(options.eplb_window_ns, 10 * S);
     ck_assert_uint_eq(options.throughput_interval_ns, 10 * S);
+    ck_assert_uint_eq(options.advisor_interval_ns, 10 * S);
     ck_assert_uint_eq(options.engine_label, AGGREGATE_EACH);
     ck_assert_uint_eq(options.debug_per_expert, 0);
     ck_assert_uint_eq(options.debug_duration_ns, 300 * S);
