@@ -18,6 +18,7 @@ static struct aggregate aggregate;
 static struct self_stats self;
 static struct group group;
 static struct group_layer layers[LAYERS];
+static struct group_slice_layer window[LAYERS];
 static uint64_t rank_tokens[LAYERS * RANKS];
 static struct engine *engines;
 static const struct family_sources sources = {&aggregate, &self};
@@ -47,6 +48,7 @@ static void setup(void)
                            .layers = LAYERS,
                            .ep_size = RANKS,
                            .layer = layers,
+                           .window = window,
                            .rank_tokens = rank_tokens,
                            .balancedness_sum = 0.25};
     strcpy(group.model, MODEL);
