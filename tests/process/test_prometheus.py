@@ -132,6 +132,8 @@ class Sim:
 class Rig:
     """An exporter on a shared-memory directory of its own, and a Prometheus that scrapes it every second."""
 
+    TARGET_LABELS = {}
+
     def __init__(self, stack, *exporter_flags):
         base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
         self.shm = pathlib.Path(tempfile.mkdtemp(prefix="wideep-prometheus-test.", dir=base))
@@ -155,7 +157,8 @@ class Rig:
         config = self.work / "prometheus.yml"
         config.write_text(
             "global: {scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1h}\n"
-            f"scrape_configs: [{{job_name: wideep, static_configs: [{{targets: ['{self.address}']}}]}}]\n")
+            f"scrape_configs: [{{job_name: wideep, static_configs: [{{targets: ['{self.address}'],"
+            f" labels: {json.dumps(self.TARGET_LABELS)}}}]}}]\n")
         log = self.work / "prometheus.log"
         for attempt in range(3):
             with socket.socket() as probe:
