@@ -472,7 +472,7 @@ DBO = [
                overrides=[{"matcher": {"id": "byFrameRefID", "options": ref},
                            "properties": [{"id": "custom.scaleDistribution", "value": {"type": "log", "log": 2}}]}
                           for ref in "AB"]
-               + [right_axis("C", unit="cps", min=0, decimals=2)]),
+               + [right_axis("C", unit="cps", min=0, decimals=2, **{"custom.thresholdsStyle": {"mode": "off"}})]),
     heatmap("How large are first ubatches?",
             about("Passes by the tokens of their first ubatch, in powers of two.",
                   "one band that follows the load.",

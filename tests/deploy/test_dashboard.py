@@ -428,7 +428,8 @@ def live_problems(node, rig, dashboard):
 
 
 def test_every_query_is_answered(node, run, dashboard):
-    assert not list(live_problems(node, run, dashboard))
+    problems = list(live_problems(node, run, dashboard))
+    assert not problems, "\n".join(problems)
 
 
 def test_variables_hold_what_runs(run, dashboard):
