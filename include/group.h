@@ -35,6 +35,7 @@ struct member {
     bool counts;  /* its loads do: not one of several TP ranks that route the same tokens */
     bool joins;   /* so do its passes: they are of this boot, and their times mean something */
     bool counted; /* part of the sums over ranks */
+    bool judged;  /* whether it should be was asked at least once */
     struct {
         uint64_t *tokens; /* [layers][experts] cumulative */
         uint64_t passes, time_ns;

@@ -253,13 +253,14 @@ static void refuse_duplicates(struct aggregate *aggregate)
     }
 }
 
-/* A member that this exporter has known for longer than this collection, and that was refused till now, has counted
- * before: that is no increase. One inherited from another group neither. */
+/* A member that was refused at an earlier collection has counted before: that is no increase. One inherited from another
+ * group neither. Asked of the member and not of its segment, which may be older: for want of memory one joins later than
+ * it was found, with all that it has counted. */
 static bool is_whole(const struct aggregate *aggregate, const struct member *member)
 {
     const struct segment *segment = member->segment;
 
-    if (segment->attached_ns != aggregate->now_ns)
+    if (member->judged)
         return false;
     for (uint32_t i = 0; i < aggregate->set->retired_count; i++) {
         const struct segment *old = aggregate->set->retired[i];
@@ -290,6 +291,7 @@ static void update_members(struct aggregate *aggregate)
             group->seen += live;
             if (member->counts)
                 group_count_member(member, member->segment->refused == 0, is_whole(aggregate, member));
+            member->judged = true;
         }
     }
 }

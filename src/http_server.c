@@ -184,11 +184,13 @@ static int server_new(struct server **ret, struct http *http, struct web *web)
         return -ENOMEM;
     server->http = http;
     server->web = web_ref(web);
+    errno = 0;
     server->daemon = start_daemon(server);
     if (!server->daemon) {
+        const int error = errno ? -errno : -EIO; /* the library promises none, but leaves that of what failed */
         web_release(server->web);
         free(server);
-        return -EIO;
+        return error;
     }
     *ret = server;
     return 0;

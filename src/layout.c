@@ -121,6 +121,9 @@ static struct layout_run *run_for(struct layout *layout, const struct series_tex
 
 static void append_series(struct layout *layout, const struct series_text *text)
 {
+    /* Once a text is missing, runs lie beyond the texts: nothing may be compared with them, and all is in vain. */
+    if (layout->texts.failed)
+        return;
     struct layout_run *run = text->bytes.failed ? NULL : run_for(layout, text);
     uint16_t *tail_sizes =
         with_room(layout->tail_sizes, layout->series_count, &layout->series_capacity, sizeof *tail_sizes);
