@@ -253,9 +253,9 @@ static void refuse_duplicates(struct aggregate *aggregate)
     }
 }
 
-/* A member that was refused at an earlier collection has counted before: that is no increase. One inherited from another
- * group neither. Asked of the member and not of its segment, which may be older: for want of memory one joins later than
- * it was found, with all that it has counted. */
+/* A member that was refused at an earlier collection has counted before: that is no increase. One inherited from
+ * another group neither. Asked of the member and not of its segment, which may be older: for want of memory one joins
+ * later than it was found, with all that it has counted. */
 static bool is_whole(const struct aggregate *aggregate, const struct member *member)
 {
     const struct segment *segment = member->segment;

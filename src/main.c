@@ -11,8 +11,10 @@
 #include "version.h"
 #include "web_config.h"
 
+#include <fcntl.h>
 #include <inttypes.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 
 #define SECOND_NS      UINT64_C(1000000000)
@@ -267,6 +269,19 @@ static int serve(const struct options *options, const sigset_t *signals)
 
 /* ---- the program -------------------------------------------------------------------------------------------- */
 
+/* A caller may have closed them. Then a connection or a segment would get their numbers, and the log be written to it.
+ */
+static void open_standard_files(void)
+{
+    int fd;
+
+    do
+        fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+    while (fd >= 0 && fd <= STDERR_FILENO);
+    if (fd > STDERR_FILENO)
+        (void)close(fd);
+}
+
 /* Each connection takes a descriptor. Nothing here uses select(), which is why the limit is low by default. */
 static void raise_descriptor_limit(void)
 {
@@ -328,6 +343,7 @@ int main(int argc, char **argv)
     char error[512];
     sigset_t signals;
 
+    open_standard_files();
     if (options_parse(&options, argc, argv, error, sizeof error) != 0) {
         (void)fprintf(stderr, "wideep-exporter: %s\n", error);
         return EXIT_USAGE;
@@ -354,5 +370,7 @@ int main(int argc, char **argv)
     sigaddset(&signals, SIGHUP);
     (void)pthread_sigmask(SIG_BLOCK, &signals, NULL);
     raise_descriptor_limit();
+    /* It runs no other program: nothing that is found in it may gain rights by running one that is set-user-ID. */
+    (void)prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
     return serve(&options, &signals) == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }

@@ -48,7 +48,8 @@ static const char *reason_advice(unsigned reason)
     case WIDEEP_BAD_ENDIAN:
     case WIDEEP_BAD_WORD_SIZE: return "written on another kind of machine: remove it";
     case SEGMENT_OWNER: return "list its owner in --shm.owner if it is an engine's";
-    case SEGMENT_UNREADABLE: return "let the exporter's user read it (mode 0644)";
+    case SEGMENT_UNREADABLE:
+        return "let the exporter's user read it (mode 0644), or give it more descriptors or memory";
     case SEGMENT_NAME_MISMATCH: return "a copy or a renamed segment: remove it";
     case SEGMENT_DUPLICATE_EP_RANK:
         return "two live ranks of one group claim the same EP rank: give each server its own WIDEEP_INSTANCE or group";

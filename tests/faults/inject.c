@@ -190,7 +190,8 @@ int accept4(int fd, __SOCKADDR_ARG address, socklen_t *restrict size, int flags)
     return no_file() ? -1 : (int)syscall(SYS_accept4, fd, address.__sockaddr__, size, flags);
 }
 
-/* ---- interruptions ------------------------------------------------------------------------------------------------ */
+/* ---- interruptions ------------------------------------------------------------------------------------------------
+ */
 
 static void interrupted(int number)
 {

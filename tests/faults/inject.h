@@ -19,9 +19,9 @@ struct inject_window {
 struct inject {
     struct inject_window windows[INJECT_KINDS];
     int64_t realtime_shift_s; /* added to CLOCK_REALTIME */
-    uint64_t scan_stall_ms;    /* how long each read of a directory takes */
+    uint64_t scan_stall_ms;   /* how long each read of a directory takes */
     uint64_t stalled_scans;
-    int64_t blocks; /* allocated and not freed */
+    int64_t blocks;         /* allocated and not freed */
     uint64_t interruptions; /* signals that were handled */
 };
 
