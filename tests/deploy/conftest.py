@@ -5,3 +5,5 @@ import pathlib
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "process"))
+
+from containers import images  # noqa: E402, F401: a fixture of the whole session
