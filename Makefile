@@ -20,6 +20,8 @@ LIBDIR ?= $(PREFIX)/lib
 INCLUDEDIR ?= $(PREFIX)/include
 MANDIR ?= $(PREFIX)/share/man
 DOCDIR ?= $(PREFIX)/share/doc/wideep-exporter
+SYSTEMD_UNITDIR ?= $(PREFIX)/lib/systemd/system
+SYSUSERSDIR ?= $(PREFIX)/lib/sysusers.d
 INSTALL ?= install
 LDCONFIG ?= PATH="$$PATH:/usr/sbin:/sbin" ldconfig
 PKG_CONFIG ?= pkg-config
@@ -499,7 +501,9 @@ format: ## Format the sources in place
 below_prefix = $(patsubst $(PREFIX)/%,$${prefix}/%,$(1))
 man_directory = $(MANDIR)/man$(patsubst .%,%,$(suffix $(1)))
 # As they lie here, because they name each other that way.
-DOCUMENTS := README.md CHANGELOG.md LICENSE $(wildcard shm-abi/*.md shm-abi/python/README.md shm-abi/examples/* deploy/*.md)
+DOCUMENTS := README.md CHANGELOG.md LICENSE $(wildcard shm-abi/*.md shm-abi/python/README.md shm-abi/examples/* deploy/*.md \
+	systemd/*.default)
+UNITS := $(wildcard systemd/*.service systemd/*.socket)
 PACKAGE_VARIABLES = -e 's|@PREFIX@|$(PREFIX)|g' -e 's|@INCLUDEDIR@|$(1)|g' -e 's|@LIBDIR@|$(2)|g' -e 's|@VERSION@|$(VERSION)|g'
 CMAKE_DIRECTORY = $(LIBDIR)/cmake/wideep_shm
 
@@ -522,6 +526,9 @@ endif
 		sed -i $(call PACKAGE_VARIABLES,$(INCLUDEDIR),$(LIBDIR)) '$(DESTDIR)$(CMAKE_DIRECTORY)/$(basename $(notdir $(file)))' &&) :
 	$(foreach page,$(MAN_PAGES),$(INSTALL) -D -m 644 $(page) '$(DESTDIR)$(call man_directory,$(page))/$(notdir $(page))' &&) :
 	$(foreach document,$(DOCUMENTS),$(INSTALL) -D -m 644 $(document) '$(DESTDIR)$(DOCDIR)/$(document)' &&) :
+	$(foreach unit,$(UNITS),$(INSTALL) -D -m 644 $(unit) '$(DESTDIR)$(SYSTEMD_UNITDIR)/$(notdir $(unit))' &&) :
+	sed -i 's|^ExecStart=/usr/bin/|ExecStart=$(BINDIR)/|' '$(DESTDIR)$(SYSTEMD_UNITDIR)/wideep-exporter.service'
+	$(INSTALL) -D -m 644 systemd/wideep-exporter.sysusers '$(DESTDIR)$(SYSUSERSDIR)/wideep-exporter.conf'
 ifneq ($(SO_SRCS),)
 # The dynamic linker finds a library by its cache. Below DESTDIR that is the packager's to do, and without root it
 # cannot be done.
@@ -530,8 +537,9 @@ ifneq ($(SO_SRCS),)
 endif
 
 # Directories that others share are left alone, even when they are empty.
-OWN_DIRECTORIES = $(addprefix $(DOCDIR)/,shm-abi/python shm-abi/examples shm-abi deploy) $(DOCDIR) $(CMAKE_DIRECTORY) \
+OWN_DIRECTORIES = $(addprefix $(DOCDIR)/,shm-abi/python shm-abi/examples shm-abi deploy systemd) $(DOCDIR) $(CMAKE_DIRECTORY) \
 	$(if $(DESTDIR)$(filter-out /usr /usr/local,$(PREFIX)),$(LIBDIR)/pkgconfig $(LIBDIR)/cmake \
+	$(SYSTEMD_UNITDIR) $(patsubst %/,%,$(dir $(SYSTEMD_UNITDIR))) $(SYSUSERSDIR) \
 	$(sort $(foreach page,$(MAN_PAGES),$(call man_directory,$(page)))) $(MANDIR) $(BINDIR) $(LIBDIR) $(INCLUDEDIR) \
 	$(patsubst %/,%,$(dir $(DOCDIR)) $(dir $(MANDIR))) $(PREFIX))
 
@@ -541,7 +549,9 @@ uninstall: ## Remove what install put there
 		$(foreach name,$(notdir $(ABI_HEADER)),'$(DESTDIR)$(INCLUDEDIR)/$(name)') \
 		$(foreach file,$(CMAKE_FILES),'$(DESTDIR)$(CMAKE_DIRECTORY)/$(basename $(notdir $(file)))') \
 		$(foreach page,$(MAN_PAGES),'$(DESTDIR)$(call man_directory,$(page))/$(notdir $(page))') \
-		$(foreach document,$(DOCUMENTS),'$(DESTDIR)$(DOCDIR)/$(document)')
+		$(foreach document,$(DOCUMENTS),'$(DESTDIR)$(DOCDIR)/$(document)') \
+		$(foreach unit,$(UNITS),'$(DESTDIR)$(SYSTEMD_UNITDIR)/$(notdir $(unit))') \
+		'$(DESTDIR)$(SYSUSERSDIR)/wideep-exporter.conf'
 	@$(foreach directory,$(OWN_DIRECTORIES),rmdir '$(DESTDIR)$(directory)' 2>/dev/null;) :
 
 # ---- the rest ---------------------------------------------------------------------------------

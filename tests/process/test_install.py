@@ -37,7 +37,9 @@ def test_install_and_uninstall(tmp_path):
             "usr/lib/libwideep_shm.so", "usr/lib/libwideep_shm.so.0", "usr/lib/pkgconfig/wideep_shm.pc",
             "usr/share/man/man8/wideep-exporter.8", "usr/share/man/man3/wideep_shm.3", document + "README.md",
             document + "CHANGELOG.md", document + "LICENSE", document + "shm-abi/README.md",
-            document + "deploy/tls.md"} <= installed
+            document + "deploy/tls.md", document + "systemd/wideep-exporter.default",
+            "usr/lib/systemd/system/wideep-exporter.service", "usr/lib/systemd/system/wideep-exporter.socket",
+            "usr/lib/sysusers.d/wideep-exporter.conf"} <= installed
     assert subprocess.run([tmp_path / "usr/bin/wideep-dump", "--version"], timeout=60).returncode == 0
     make("uninstall", f"DESTDIR={tmp_path}", "PREFIX=/usr")
     assert list(tmp_path.iterdir()) == []
@@ -59,6 +61,12 @@ def test_uninstall_leaves_what_is_not_ours(tmp_path):
     make("uninstall", f"PREFIX={tmp_path}")
     assert files(tmp_path) == {"share/man/man8/other.8"}
     assert not (tmp_path / "bin").exists()
+
+
+def test_the_unit_starts_the_installed_program(tmp_path):
+    make("install", f"DESTDIR={tmp_path}", "PREFIX=/opt/w", "SYSTEMD_UNITDIR=/etc/systemd/system")
+    unit = (tmp_path / "etc/systemd/system/wideep-exporter.service").read_text()
+    assert "\nExecStart=/opt/w/bin/wideep-exporter\n" in unit
 
 
 def test_pkg_config_follows_the_directories(tmp_path):
