@@ -305,6 +305,14 @@ static void put_states(FILE *page, const struct lb *lb, const struct lb_view *vi
         }
 }
 
+static bool any_blocked(const struct lb_view *view)
+{
+    for (uint32_t i = 0; i < view->count; i++)
+        if (view->engines[i].state == LB_BLOCKED)
+            return true;
+    return false;
+}
+
 static void put_number(FILE *page, const struct lb *lb, const char *name, const struct lb_engine *row, uint64_t number)
 {
     put_labels(page, lb, name, row);
@@ -325,6 +333,9 @@ static void put_page(FILE *page, const struct lb *lb, const struct lb_view *view
     put_header(page, "wideep_lb_ready",
                "Whether /lb, or /lb?engine=N on the page of one engine, answers 200 (1) or 503 (0).");
     (void)fprintf(page, "wideep_lb_ready %d\n", is_up(view, one, false));
+    /* One series that is always there, for pollers that keep the last value of a series that is gone. */
+    put_header(page, "wideep_lb_blocked", "Whether an engine of this page is in a synchronous rearrangement now.");
+    (void)fprintf(page, "wideep_lb_blocked %d\n", any_blocked(view));
     put_header(page, "wideep_lb_up", "Whether the engine may be sent requests (1) or is dead, stalled or unknown (0).");
     for (uint32_t i = 0; i < view->count; i++)
         put_number(page, lb, "wideep_lb_up", &view->engines[i], row_up(&view->engines[i]));

@@ -66,8 +66,8 @@ def lb_page(exporter, path="/lb/metrics"):
     return Page(body.decode())
 
 
-FAMILIES = {"wideep_lb_ready", "wideep_lb_up", "wideep_lb_state", "wideep_lb_rebalancing_seconds", "wideep_lb_ranks_up",
-            "wideep_lb_ranks"}
+FAMILIES = {"wideep_lb_ready", "wideep_lb_blocked", "wideep_lb_up", "wideep_lb_state", "wideep_lb_rebalancing_seconds",
+            "wideep_lb_ranks_up", "wideep_lb_ranks"}
 
 
 # ---- /lb --------------------------------------------------------------------------------------------------------
@@ -79,7 +79,7 @@ def test_nobody_was_ever_seen(shm):
         assert ask(exporter, "?engine=0") == (503, {"state": "unknown", "engines": [], "reason": "no such engine"})
         page = lb_page(exporter)
         assert set(page.families) == FAMILIES
-        assert dict(page) == {"wideep_lb_ready": 1}
+        assert dict(page) == {"wideep_lb_ready": 1, "wideep_lb_blocked": 0}
 
 
 def test_blocked_and_rebalancing(shm):
@@ -220,7 +220,7 @@ def test_page(shm):
         becomes(exporter, 503, "blocked")
         page = lb_page(exporter)
         assert set(page.families) == FAMILIES
-        assert page.one("wideep_lb_ready") == 0
+        assert (page.one("wideep_lb_ready"), page.one("wideep_lb_blocked")) == (0, 1)
         assert (page.one("wideep_lb_up", engine=0), page.one("wideep_lb_up", engine=3)) == (1, 0)
         for engine, expected in ((0, "serving"), (3, "blocked")):
             states = {labels["state"]: value for labels, value in page.of("wideep_lb_state", engine=engine)}
@@ -234,6 +234,7 @@ def test_page(shm):
             assert set(page.families) == FAMILIES
             assert page.of("wideep_lb_up") == [({"engine": str(engine)}, up)]
             assert page.one("wideep_lb_ready") == up
+            assert page.one("wideep_lb_blocked") == (engine == 3)
             assert promtool(page.text) == []
         for path in ("/lb/x/metrics", "/lb/", "/lb/0/", "/lb/0/metrics/", "/lb/metrics2", "/lb/99999/metrics"):
             assert exporter.get(path)[0].status == 404

@@ -166,6 +166,7 @@ START_TEST(rearrangements)
     ck_assert_uint_eq(row(0).since_unix_ms, serving_ms);
     ck_assert_int_eq(row(1).state, LB_REBALANCING);
     page_has("/lb/metrics", "\nwideep_lb_ready 1\n");
+    page_has("/lb/metrics", "\nwideep_lb_blocked 0\n");
     page_has("/lb/metrics", "\nwideep_lb_up{engine=\"1\"} 1\n");
     wideep_rearrangement_begin(writer[1], 0, WIDEEP_SYNC);
     update();
@@ -175,6 +176,8 @@ START_TEST(rearrangements)
     ck_assert_uint_le(row(1).since_unix_ms, now_ms);
     ck_assert_uint_gt(row(1).since_unix_ms, now_ms - 60000);
     page_has("/lb/metrics", "\nwideep_lb_ready 0\n");
+    page_has("/lb/metrics", "\nwideep_lb_blocked 1\n");
+    page_has("/lb/0/metrics", "\nwideep_lb_blocked 0\n");
     page_has("/lb/metrics", "\nwideep_lb_up{engine=\"0\"} 1\n");
     page_has("/lb/1/metrics", "\nwideep_lb_up{engine=\"1\"} 0\n");
     page_has("/lb/1/metrics", "\nwideep_lb_state{engine=\"1\",state=\"blocked\"} 1\n");
