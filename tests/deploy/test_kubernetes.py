@@ -466,6 +466,23 @@ def test_nothing_else_of_an_engine_changes(name):
 
 
 @needs_kubectl
+def test_readmes_example(tmp_path):
+    """README.md's kustomization, in a directory of a user's own, with a StatefulSet for an engine."""
+    engine = yaml.safe_load((K8S / "overlays" / "deployment" / "engine.yaml").read_text())
+    engine |= {"kind": "StatefulSet"}
+    del engine["spec"]["strategy"]
+    (tmp_path / "engine.yaml").write_text(yaml.safe_dump(engine))
+    (tmp_path / "wideep-exporter").mkdir()
+    shutil.copytree(ROOT / "deploy", tmp_path / "wideep-exporter" / "deploy")
+    example, = re.findall(r"```yaml\n(resources:.*?)```", (K8S / "README.md").read_text(), re.S)
+    (tmp_path / "kustomization.yaml").write_text(example)
+    stateful, = workloads(tmp_path)
+    assert stateful["kind"] == "StatefulSet" and sidecar_errors(pod_template(stateful)) == []
+    assert sidecar_of(stateful)["image"] == "registry.example/wideep-exporter:0.1.0"
+    assert one(tmp_path, "PodMonitor")
+
+
+@needs_kubectl
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_images_have_a_tag(name):
     images = [c["image"] for d in workloads(name) for c in
