@@ -3,9 +3,9 @@
  * otherwise, the rest of a body would be a request of somebody else's.
  *
  * The library's parser joins, cuts and overlooks what it should refuse, so this compares the texts that it gives with
- * how they lie in its buffer of what was received (libmicrohttpd 0.9.75). One thing leaves no trace there: a line of a
- * colon alone that ends otherwise than the line before it (CRLF ":" LF, or LF ":" CRLF), which to the library is the
- * empty line. A proxy that passes such a line on is not protected.
+ * how they lie in its buffer of what was received (libmicrohttpd 0.9.75), and where it ends a head with the head as it
+ * was before it was taken apart. A head that had not come as a whole by then, or is longer than a page, may hide what
+ * cannot be told from an empty line: its request is the last of its connection.
  */
 #ifndef WIDEEP_FRAMING_H
 #define WIDEEP_FRAMING_H
@@ -13,10 +13,15 @@
 #include <microhttpd.h>
 #include <stdbool.h>
 
-/* Of a request whose head has been read: `target_end` is the NUL behind its target as received, `method` and `version`
- * as given to the library's access handler. `ret_chunked`: whether its body is, left alone when the request's line is
- * not in place. The thread that serves the connection. */
-bool framing_is_sound(struct MHD_Connection *connection, const char *target_end, const char *method,
-                      const char *version, bool *ret_chunked);
+/* In the library's URI log callback, which has the request's line taken apart and nothing behind it yet: where the head
+ * ends, or NULL if that cannot be seen. */
+const char *framing_find_end(const char *target_end);
+
+/* Of a request whose head has been read: `target_end` is the NUL behind its target as received, `head_end` what was
+ * found there, `method` and `version` as given to the library's access handler. `ret_last`: nothing that comes behind
+ * this request may be answered, left alone when the request's line is not in place. The thread that serves the
+ * connection. */
+bool framing_is_sound(struct MHD_Connection *connection, const char *target_end, const char *head_end,
+                      const char *method, const char *version, bool *ret_last);
 
 #endif

@@ -1,7 +1,10 @@
 #include "framing.h"
 
+#include <stdint.h>
 #include <string.h>
 #include <strings.h>
+
+#define PAGE_SIZE 4096 /* the least there is */
 
 struct framing {
     unsigned hosts, lengths, encodings;
@@ -55,26 +58,48 @@ static enum MHD_Result check_field(void *context, enum MHD_ValueKind kind, const
     return MHD_YES;
 }
 
+/* The library's memory is a mapping of its own, in which zeros follow what was received: so what there is of the page
+ * may be read, and a NUL ends it. */
+const char *framing_find_end(const char *target_end)
+{
+    const char *at = target_end + 1 + strlen(target_end + 1) + 1; /* behind the version and one end of line */
+    const char *page_end = (const char *)(((uintptr_t)target_end | (PAGE_SIZE - 1)) + 1);
+
+    if (at < page_end && *at == 0)
+        at++; /* the line feed of two */
+    while (at < page_end) {
+        const char *newline = memchr(at, '\n', (size_t)(page_end - at));
+        if (!newline || memchr(at, 0, (size_t)(newline - at)))
+            return NULL;
+        if (newline == at || (newline == at + 1 && *at == '\r'))
+            return newline + 1;
+        at = newline + 1;
+    }
+    return NULL;
+}
+
 /* Whether what the library took for the head ends with an empty line, two ends of lines in a row: to it, a line that
- * begins with a colon is one too, and what follows the next request. */
-static bool ends_in_place(struct MHD_Connection *connection, const char *method, const char *line_end)
+ * begins with a colon is one too, and what follows the next request. A line of a colon alone between unlike ends of
+ * lines leaves the same traces; `head_end`, where it is known, tells. */
+static bool ends_in_place(struct MHD_Connection *connection, const char *method, const char *line_end,
+                          const char *head_end)
 {
     const union MHD_ConnectionInfo *info = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_REQUEST_HEADER_SIZE);
     const char *end = info ? method + info->header_size : NULL;
 
-    return end == line_end + 4 || end == line_end + 2;
+    return (end == line_end + 4 || end == line_end + 2) && (!head_end || end == head_end);
 }
 
-bool framing_is_sound(struct MHD_Connection *connection, const char *target_end, const char *method,
-                      const char *version, bool *ret_chunked)
+bool framing_is_sound(struct MHD_Connection *connection, const char *target_end, const char *head_end,
+                      const char *method, const char *version, bool *ret_last)
 {
     struct framing framing = {.line_end = version + strlen(version)};
 
     if (version != target_end + 1)
         return false;
     (void)MHD_get_connection_values(connection, MHD_HEADER_KIND, check_field, &framing);
-    *ret_chunked = framing.encodings > 0;
-    return !framing.odd && ends_in_place(connection, method, framing.line_end) &&
+    *ret_last = framing.encodings > 0 || !head_end;
+    return !framing.odd && ends_in_place(connection, method, framing.line_end, head_end) &&
            framing.lengths + framing.encodings <= 1 && framing.hosts <= 1 &&
            (framing.hosts == 1 || strcmp(version, MHD_HTTP_VERSION_1_1) != 0);
 }

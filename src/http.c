@@ -28,8 +28,9 @@ struct client {
     bool limited;
     bool odd_target;
     const char *target_end; /* in the library's memory, as it was received */
+    const char *head_end;   /* likewise; NULL where that could not be seen */
     bool malformed;         /* where it ends is not clear: nothing more is read from its connection */
-    bool chunked;           /* nor from this one, once it is answered */
+    bool last;              /* nor from this one, once it is answered */
     bool paid;              /* has passed the rate limit: it comes again when its password is checked */
     uint64_t body_bytes;
     struct auth_task task; /* while its password is checked, for which the connection is suspended */
@@ -161,7 +162,7 @@ static enum MHD_Result send_response(struct exchange *exchange, unsigned code, c
     (void)MHD_add_response_header(response, MHD_HTTP_HEADER_CACHE_CONTROL, "no-store");
     for (unsigned i = 0; exchange->config && i < exchange->config->header_count; i++)
         (void)MHD_add_response_header(response, exchange->config->headers[i].name, exchange->config->headers[i].value);
-    if (exchange->client->chunked || __atomic_load_n(&exchange->server->retired, __ATOMIC_RELAXED))
+    if (exchange->client->last || __atomic_load_n(&exchange->server->retired, __ATOMIC_RELAXED))
         (void)MHD_add_response_header(response, MHD_HTTP_HEADER_CONNECTION, "close");
     connection_answers(exchange->http->connections, exchange->client->connection, wideep_i_clock_ns(CLOCK_MONOTONIC));
     enum MHD_Result result = MHD_queue_response(exchange->connection, code, response);
@@ -740,6 +741,7 @@ void *http_on_target(void *context, const char *target, struct MHD_Connection *c
     if (client) {
         client->odd_target = strchr(target, ' ') != NULL;
         client->target_end = target + strlen(target);
+        client->head_end = framing_find_end(client->target_end);
     }
     return NULL;
 }
@@ -758,8 +760,8 @@ enum MHD_Result http_on_request(void *context, struct MHD_Connection *connection
         *state = client;
         client->body_bytes = 0;
         client->paid = false;
-        client->malformed =
-            client->odd_target || !framing_is_sound(connection, client->target_end, method, version, &client->chunked);
+        client->malformed = client->odd_target || !framing_is_sound(connection, client->target_end, client->head_end,
+                                                                    method, version, &client->last);
         (void)__atomic_add_fetch(&in_flight, 1, __ATOMIC_RELAXED);
         if (!client->malformed)
             return MHD_YES;

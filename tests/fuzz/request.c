@@ -18,11 +18,12 @@
 
 #include <ctype.h>
 
-#define INPUT_MAX    8192
-#define ANSWERS_MAX  (4u << 20)
-#define REQUESTS_MAX 64
-#define TURNS_MAX    2000
-#define AMBIGUOUS    "the request's line or headers are ambiguous"
+#define INPUT_MAX     8192
+#define HEAD_SEEN_MAX 4000
+#define ANSWERS_MAX   (4u << 20)
+#define REQUESTS_MAX  64
+#define TURNS_MAX     2000
+#define AMBIGUOUS     "the request's line or headers are ambiguous"
 
 /* ---- the reading ----------------------------------------------------------------------------------------------- */
 
@@ -154,6 +155,7 @@ static struct request read_request(const char *data, size_t size)
     struct request request = {SOUND, 0, false, false, false};
     struct head head = {0, 0, 0, 0, false};
     const char *at = data, *end = data + size;
+    bool colon = false;
 
     for (bool first = true;; first = false) {
         const char *newline = memchr(at, '\n', (size_t)(end - at));
@@ -174,15 +176,14 @@ static struct request read_request(const char *data, size_t size)
         /* What the library makes of a line that is none is its own. */
         if (first && request.verdict != SOUND)
             return request;
-        /* Nor can this be told: see framing.h. */
-        if (!first && line_end - at == 1 && *at == ':') {
-            request.verdict = EITHER;
-            return request;
-        }
+        colon = colon || (!first && line_end - at == 1 && *at == ':');
         at = newline + 1;
     }
     if (head.lengths + head.encodings > 1 || head.hosts > 1 || (head.hosts == 0 && !head.old))
         request.verdict = UNSOUND;
+    /* Not told from an empty line then, see framing.h. */
+    if (colon && at - data > HEAD_SEEN_MAX)
+        request.verdict = EITHER;
     if (head.old && request.verdict == SOUND)
         request.verdict = EITHER;
     if (request.verdict == SOUND && head.length > (uint64_t)(end - at))

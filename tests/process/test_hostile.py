@@ -392,6 +392,8 @@ AMBIGUOUS = {
     "folded value": b"X: y\r\n z\r\n",
     "no name, the last": b": x\r\n",
     "nothing but a colon, the last": b":\r\n",
+    "a colon before another end of line": b":\n",
+    "a colon between ends of lines": b"X: y\n:\r\n",
     "no name, others behind it": b": x\r\nContent-Length: 39\r\n",
     "name that is no token": b"Content-Length\x0b: 39\r\n",
     "NUL behind a length": b"Content-Length: 0\0\r\n",
@@ -422,7 +424,9 @@ def test_headers_as_they_come(exporter):
                 sock.sendall((request * 2)[part:part + 997])
             sock.shutdown(socket.SHUT_WR)
             out = b"".join(iter(lambda: sock.recv(65536), b""))
-        assert out.count(b"HTTP/1.1 200 OK") == 2 and out.count(b"\r\nready\n") == 2, head
+        # A head that does not come at once is the last of its connection.
+        answers = 2 if len(request) < 997 / 2 else 1
+        assert out.count(b"HTTP/1.1 200 OK") == answers and out.count(b"\r\nready\n") == answers, head
 
 
 def test_nothing_is_read_after_chunks(exporter):
