@@ -634,7 +634,7 @@ WIDEEP_API int wideep_i_ring_init(struct wideep_ring *ring, const unsigned char 
                                   const struct wideep_section *section, uint32_t stride, uint32_t max_batch)
 {
     const uint64_t size = (uint64_t)section->count * stride;
-    if (section->stride != stride || section->count < 1 || section->batch < 1 || section->batch > section->count ||
+    if (section->stride != stride || section->batch < 1 || section->batch > section->count ||
         section->batch > max_batch || size > WIDEEP_MAX_RING_SIZE || section->length != WIDEEP_RING_HEADER + size)
         return 0;
     ring->head = (const uint64_t *)(const void *)(base + section->offset);
@@ -699,8 +699,7 @@ WIDEEP_API enum wideep_reason wideep_i_check_sections(struct wideep_view *view)
     }
     if (!view->live || !view->totals)
         return WIDEEP_BAD_SECTION;
-    if (id->role == WIDEEP_ROLE_RANK && expert_words > 0 &&
-        (!view->eplb.head || !view->rank_tokens || !view->expert_tokens))
+    if (expert_words > 0 && (!view->eplb.head || !view->rank_tokens || !view->expert_tokens))
         return WIDEEP_BAD_SECTION;
     return WIDEEP_OK;
 }
@@ -739,8 +738,7 @@ WIDEEP_API enum wideep_reason wideep_view_init(struct wideep_view *view, const v
         id->model_count < 1 || id->model_count > WIDEEP_MAX_MODELS || id->engine > WIDEEP_MAX_NUMBER ||
         id->rank > WIDEEP_MAX_NUMBER || id->tp_rank > WIDEEP_MAX_NUMBER)
         return WIDEEP_BAD_LIMIT;
-    if (id->role == WIDEEP_ROLE_RANK &&
-        (id->ep_size < 1 || id->ep_size > WIDEEP_MAX_EP_SIZE || id->rank >= id->ep_size))
+    if (id->role == WIDEEP_ROLE_RANK && (id->ep_size > WIDEEP_MAX_EP_SIZE || id->rank >= id->ep_size))
         return WIDEEP_BAD_LIMIT;
     if (id->instance_length > WIDEEP_MAX_INSTANCE || id->instance[id->instance_length] != 0 ||
         !wideep_instance_valid(id->instance, id->instance_length))

@@ -288,6 +288,82 @@ add("batch over the ring", "bad_section", lambda image: image.set(EPLB, BATCH, i
 add("batch over a pass", "bad_section", move_ring(1024, batch=513))
 add("batch of a DBO ring", "bad_section", setting(DBO, BATCH, 2))
 
+# ---- as far as it goes: each number at its limit is served --------------------------------------------------------
+
+
+def at_limits(ep_size=2, layers=2, logical=4, physical=4):
+    """A group and a model of these sizes, with planes and a ring to go with them."""
+    def spoil(image):
+        for at, value in ((EP_SIZE, ep_size), (EP_RANKS, ep_size), (LAYERS, layers), (LOGICAL, logical),
+                          (PHYSICAL, physical)):
+            image.poke("I", at, value)
+        for kind, words in ((RANK_TOKENS, layers * ep_size), (EXPERT_TOKENS, layers * logical)):
+            image.set(kind, OFFSET, image.grow(-(-words * 8 // PAGE) * PAGE))
+            image.set(kind, LENGTH, words * 8)
+        image.set(EPLB, STRIDE, -(-(64 + 4 * ep_size) // 64) * 64)
+        move_ring(4, batch=1)(image)
+        image.data[image.section(EPLB, OFFSET):] = bytes(len(image.data) - image.section(EPLB, OFFSET))
+    return spoil
+
+
+def name_model(name):
+    return both(poking("I", NAME_LENGTH, len(name)),
+                lambda image: image.data.__setitem__(slice(MODELS, MODELS + len(name) + 1), name + b"\0"))
+
+
+def more_models(image):
+    image.poke("I", MODEL_COUNT, 4)
+    size = image.peek("I", MODEL_SIZE)
+    for i in range(1, 4):
+        row = MODELS + i * size
+        image.data[row:row + size] = image.data[MODELS:MODELS + size]
+        image.data[row] += i  # another name
+        image.poke("I", row + LAYERS - MODELS, 0)
+
+
+def more_sections(image):
+    at = image.grow()
+    for i in range(16 - image.peek("I", SECTION_COUNT)):
+        image.add_section(UNKNOWN, at + 64 * i, 8)
+
+
+def page_alone(image):
+    image.poke("Q", TOTAL_SIZE, PAGE)
+    image.size = PAGE
+
+
+def largest(image):
+    image.poke("Q", TOTAL_SIZE, MAX_SIZE)
+    image.size = MAX_SIZE
+
+
+def without_records(image):
+    image.poke("Q", image.word(EPLB, 0), 0)
+
+
+# What a front end's table says of experts sizes nothing.
+add("front end", None, both(without_records, poking("I", ROLE, FRONTEND), poking("I", EP_SIZE, 0), poking("I", LAYERS, TOP),
+                            setting(RANK_TOKENS, TYPE, UNKNOWN), setting(EXPERT_TOKENS, TYPE, UNKNOWN)))
+add("front end 65535", None, both(without_records, poking("I", ROLE, FRONTEND), poking("I", NUMBER, 65535)))
+add("engine 65535", None, poking("I", ENGINE, 65535))
+add("tensor-parallel rank 65535", None, poking("I", TP_RANK, 65535))
+add("a page and no more", "bad_section", page_alone)
+add("as large as any", None, largest)
+add("sixteen sections", None, more_sections)
+add("four models", None, more_models)
+add("one of each", None, both(at_limits(1, 1, 1, 1), name_model(b"m")))
+add("1024 ranks", None, at_limits(ep_size=1024, physical=1024))
+add("512 layers", None, at_limits(layers=512))
+add("as many experts as any", None, at_limits(logical=4096, physical=8192))
+add("model name of 255 bytes", None, name_model(b"n" * 255))
+add("section to the end", None, adding(UNKNOWN, PAGE - 64, 64))
+add("section of a word", None, adding(UNKNOWN, 64, 8))
+add("section of less than a word", "bad_section", adding(UNKNOWN, 64, 7))
+add("section of type 0", None, adding(0, 64, 8))
+add("ring of a slot", None, move_ring(1, batch=1))
+add("ring as large as any", None, move_ring((64 << 20) // 128))
+
+
 # ---- files ------------------------------------------------------------------------------------------------------
 
 
@@ -329,13 +405,17 @@ for _name in ("wideep.", "wideep.x", "wideep.nonsense.r0", "wideep.e1.r0", "wide
               "wideep.default.e1.", "wideep.default.e1.r", "wideep.default.e1.x0", "wideep.default.e1.f0",
               "wideep.default.e1.fe", "wideep.default.e1.r0x", "wideep.default.e.r0", "wideep.default.1.r0",
               "wideep.default.x1.r0", "wideep.defaulte1.r0", "wideep.de fault.e1.r0", "wideep..dot.e1.r0",
-              "wideep." + "l" * 64 + ".e1.r0"):
+              "wideep.`.e1.r0", "wideep.{.e1.r0",
+              "wideep.@.e1.r0", "wideep.[.e1.r0", "wideep.:.e1.r0", "wideep." + "l" * 64 + ".e1.r0"):
     add(f"file {_name}", "bad_name", name=_name, dump=None)
 add("name of another engine", "name_mismatch", name="wideep.default.e90000.r0", dump=None)
 add("name with a zero", "name_mismatch", name="wideep.default.e01.r0", dump=None)
 add("name of a front end", "name_mismatch", name="wideep.default.e90100.fe0", dump=None)
 add("name of another instance", "other_instance", name="wideep.other.e1.r0", dump=None, state="ignored")
-add("name of an instance of all characters", "other_instance", name="wideep.o.A9_-z.e1.r0", dump=None, state="ignored")
+add("name of an instance of all characters", "other_instance", name="wideep.o.aAzZ09_-.e1.r0", dump=None, state="ignored")
+add("instance of 63 characters", "other_instance", lambda image: (
+    image.poke("I", INSTANCE_LENGTH, 63), image.data.__setitem__(slice(INSTANCE, INSTANCE + 64), b"l" * 63 + b"\0")),
+    name="wideep." + "l" * 63 + ".e1.r0", dump=None, state="ignored")
 add("identity of another instance", "name_mismatch", lambda image: image.data.__setitem__(
     slice(INSTANCE, INSTANCE + 7), b"another"), name="wideep.default.e90300.r0", dump=None)
 
@@ -350,6 +430,11 @@ def newest(kind, form, at, value):
     return lambda image: image.poke(form, image.slot(kind, LAST) + at, value)
 
 
+def whole_pass(form, at, value):
+    """In both records of the newest."""
+    return lambda image: [image.poke(form, image.slot(EPLB, record) + at, value) for record in (LAST, LAST - 1)]
+
+
 def tagged(kind, byte, value):
     return newest(kind, "B", 24 + byte, value)
 
@@ -361,6 +446,7 @@ _EPLB = {
     "number of -1": newest(EPLB, "Q", 0, 2**64 - 1),
     "pass too high": newest(EPLB, "Q", 8, 2**63),
     "model beyond": tagged(EPLB, 0, 255),
+    "model of a row that does not count": both(poking("I", LAYERS + 288, 2), tagged(EPLB, 0, 1)),
     "flags of neither kind": tagged(EPLB, 1, 16),
     "flags of both kinds": tagged(EPLB, 1, 16 | 3),
     "layer beyond": tagged(EPLB, 2, 2),
@@ -390,6 +476,12 @@ _DBO = {
 }
 for _name, _spoil in _DBO.items():
     add("DBO " + _name, spoil=_spoil, lost=("dbo", 1))
+add("EPLB highest pass", spoil=whole_pass("Q", 8, 2**63 - 1))
+add("EPLB no load", spoil=both(*(whole_pass("d", at, 0.0) for at in (32, 40, 48))))
+add("EPLB even load", spoil=both(*(whole_pass("d", at, 5.0) for at in (32, 40)), whole_pass("d", 48, 1.0)))
+add("EPLB highest load", spoil=whole_pass("d", 40, 1e18))
+add("DBO highest pass", spoil=newest(DBO, "Q", 8, 2**63 - 1))
+add("DBO four ubatches", spoil=tagged(DBO, 5, 4))
 add("EPLB head in heaven", spoil=lambda image: image.poke("Q", image.word(EPLB, 0), 2**40), lost=("eplb", 1))
 add("DBO head in heaven", spoil=lambda image: image.poke("Q", image.word(DBO, 0), 2**40), lost=("dbo", 1))
 add("EPLB head of -1", spoil=lambda image: image.poke("Q", image.word(EPLB, 0), 2**64 - 1), lost=("eplb", None))
