@@ -2,7 +2,8 @@
  * segment: the files in the shared-memory directory, attached read-only and trusted in nothing.
  *
  * A segment_set scans one directory, attaches what is a valid segment of the wanted instance, asks the kernel who is
- * alive, and keeps count of what it refused and why. One bad file costs that file, with a reason and one log line.
+ * alive, and keeps count of what it refused and why. One bad file costs that file, with a reason and one log line; one
+ * that is good and bad by turns has four a minute, and one then that says how many there were not.
  *
  *     file appears ── attach ──► LIVE ── lock free ────► DEAD ──┐  name gone, and no more of them since the last
  *                       │          └─── closed_ns set ─► CLOSED ─┤  scan: retired, all at once
@@ -64,7 +65,8 @@ struct segment {
     dev_t device;
     ino_t inode;
     int guard;       /* of the mapping */
-    bool announced;  /* its attachment is logged */
+    bool announced;  /* its attachment is logged, or left out */
+    bool quiet;      /* left out: there were too many lines about its file */
     bool other_boot; /* written before this boot: its times mean nothing now */
     struct wideep_view view;
     char file[128];

@@ -10,6 +10,9 @@
 
 #define SEGMENT_MAGIC      0x5365676d
 #define LOCK_LOST_GRACE_NS 10000000000u
+/* Lines about a file's comings and goings: so many in so long, whatever is done to it. */
+#define LINES_MAX       4
+#define LINES_PERIOD_NS 60000000000u
 
 /* A name in the directory: attached, or refused for a reason. */
 struct segment_file {
@@ -18,8 +21,11 @@ struct segment_file {
     ino_t inode;
     off_t size;
     struct timespec changed;
-    unsigned reason; /* when segment is NULL */
-    uint64_t scan;   /* the scan that saw it last */
+    unsigned reason;   /* when segment is NULL */
+    uint64_t scan;     /* the scan that saw it last */
+    uint64_t lines_ns; /* when the period began */
+    uint32_t lines;    /* in the period */
+    uint32_t omitted;  /* since the newest line */
     struct segment *segment;
     struct segment_file *next;
 };
@@ -76,6 +82,45 @@ static size_t name_instance(const char *name)
         return 0;
     size_t length = (size_t)(end - 1 - (name + 7));
     return wideep_instance_valid(name + 7, length) ? length : 0;
+}
+
+/* ---- lines ------------------------------------------------------------------------------------------------------ */
+
+/* Whether there may be a line about the file; one that may not be is counted. */
+static bool file_spend_line(struct segment_file *file, uint64_t now_ns)
+{
+    if (file->lines == 0 || now_ns - file->lines_ns >= LINES_PERIOD_NS) {
+        file->lines_ns = now_ns;
+        file->lines = 0;
+    }
+    if (file->lines == LINES_MAX) {
+        file->omitted++;
+        return false;
+    }
+    file->lines++;
+    return true;
+}
+
+static void file_log_refusal(const struct segment_file *file)
+{
+    log_warn("segment rejected", "file", file->name, "reason", segment_reason_name(file->reason), "advice",
+             reason_advice(file->reason), NULL);
+}
+
+/* Once the period is over: how often, and what it came to, which the lines before need not say. */
+static void file_settle_lines(struct segment_file *file, uint64_t now_ns)
+{
+    char omitted[16];
+
+    if (file->omitted == 0 || now_ns - file->lines_ns < LINES_PERIOD_NS)
+        return;
+    (void)snprintf(omitted, sizeof omitted, "%u", file->omitted);
+    log_warn("segment keeps changing", "file", file->name, "omitted_lines", omitted, "now",
+             file->segment ? "attached" : segment_reason_name(file->reason), "advice", "find out who else writes to it",
+             NULL);
+    file->omitted = 0;
+    file->lines_ns = now_ns;
+    file->lines = 1;
 }
 
 /* ---- attaching ---------------------------------------------------------------------------------------------- */
@@ -251,10 +296,10 @@ static void update_state(struct segment_set *set, struct segment *segment, uint6
         segment->died_ns = now_ns;
     bool changed = state != segment->state || lock_lost != segment->lock_lost;
     set->generation += changed;
-    if (!segment->announced)
+    if (!segment->announced && !segment->quiet)
         log_info("segment attached", "file", segment->file, "model", segment->model[0], "state",
                  segment_state_name(state), NULL);
-    else if (changed)
+    else if (segment->announced && changed)
         log_info("segment changed state", "file", segment->file, "from", segment_state_name(segment->state), "to",
                  segment_state_name(state), "reason", lock_lost ? "lock_lost" : "ok", NULL);
     segment->announced = true;
@@ -364,13 +409,14 @@ static struct segment *set_add(struct segment_set *set, struct segment *segment,
     return segment;
 }
 
-static void file_refuse(struct segment_file *file, unsigned reason)
+static void file_refuse(struct segment_file *file, unsigned reason, uint64_t now_ns)
 {
-    if (file->reason != reason || file->segment)
-        log_warn("segment rejected", "file", file->name, "reason", segment_reason_name(reason), "advice",
-                 reason_advice(reason), NULL);
+    const bool news = file->reason != reason || file->segment;
+
     file->segment = NULL;
     file->reason = reason;
+    if (news && file_spend_line(file, now_ns))
+        file_log_refusal(file);
 }
 
 static void scan_name(struct segment_set *set, int directory, const char *name, uint64_t now_ns)
@@ -422,19 +468,23 @@ static void scan_name(struct segment_set *set, int directory, const char *name, 
     if (reason != WIDEEP_OK) {
         if (file->segment)
             file->segment->linked = false;
-        file_refuse(file, reason);
+        file_refuse(file, reason, now_ns);
         return;
     }
     file->reason = WIDEEP_OK;
     file->segment = set_add(set, segment, now_ns);
+    /* One that goes on under its name has had its line. */
+    if (file->segment == segment)
+        segment->quiet = !file_spend_line(file, now_ns);
 }
 
 /* Forgets names that the scan did not see. */
-static void drop_unseen(struct segment_set *set)
+static void drop_unseen(struct segment_set *set, uint64_t now_ns)
 {
     for (struct segment_file **at = &set->files; *at;) {
         struct segment_file *file = *at;
         if (file->scan == set->scans) {
+            file_settle_lines(file, now_ns);
             if (!file->segment)
                 set->rejected[file->reason]++;
             at = &file->next;
@@ -450,7 +500,7 @@ static void drop_unseen(struct segment_set *set)
 }
 
 /* A file that shrank under its mapping is no segment any more. */
-static void drop_truncated(struct segment_set *set)
+static void drop_truncated(struct segment_set *set, uint64_t now_ns)
 {
     for (uint32_t i = 0; i < set->count;) {
         struct segment *segment = set->segments[i];
@@ -463,7 +513,7 @@ static void drop_truncated(struct segment_set *set)
         for (struct segment_file *file = set->files; file; file = file->next) {
             if (file->segment != segment)
                 continue;
-            file_refuse(file, SEGMENT_TRUNCATED_MAPPING);
+            file_refuse(file, SEGMENT_TRUNCATED_MAPPING, now_ns);
             if (known) {
                 /* As it is now, it has been looked at; only a further change is news. */
                 file->size = st.st_size;
@@ -518,7 +568,7 @@ void segment_set_scan(struct segment_set *set, uint64_t now_ns)
     set->scans++;
     set->ignored = 0;
     memset(set->rejected, 0, sizeof set->rejected);
-    drop_truncated(set);
+    drop_truncated(set, now_ns);
     int directory = open(set->config.directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     int error = directory >= 0 ? 0 : errno;
     if (error != set->directory_error) {
@@ -536,7 +586,7 @@ void segment_set_scan(struct segment_set *set, uint64_t now_ns)
     /* A directory that is gone has no names either. One that cannot be read just now, for want of a descriptor say,
      * tells nothing about them. */
     if (whole || error == ENOENT || error == ENOTDIR)
-        drop_unseen(set);
+        drop_unseen(set, now_ns);
     for (uint32_t i = 0; i < set->count; i++)
         update_state(set, set->segments[i], now_ns);
     expire_nameless(set);
