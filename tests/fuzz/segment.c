@@ -35,11 +35,12 @@
 #define GOOD_MODEL   "go\"o\\d\n"
 #define GOOD_ESCAPED "go\\\"o\\\\d\\n"
 
-#define STEPS_MAX       200
-#define COLLECTIONS_MAX 12
-#define FILE_MAX        (UINT64_C(256) << 10)
-#define PENDING_MAX     (WIDEEP_RING_PASSES / 2)
-#define SERIES_LIMIT    200000
+#define STEPS_MAX            200
+#define COLLECTIONS_MAX      8
+#define COLLECTIONS_PER_PAGE 4
+#define FILE_MAX             (UINT64_C(256) << 10)
+#define PENDING_MAX          (WIDEEP_RING_PASSES / 2)
+#define SERIES_LIMIT         200000
 
 enum { FIRST, SECOND, FRONT, GOOD, FILES };
 
@@ -296,7 +297,8 @@ static void publish(const struct family_sources *sources)
     snapshot_publish(snapshot);
 }
 
-/* As collector.c does it. The last one of an input looks at all forms. */
+/* As collector.c does it. Pages cost more than all the rest, so that not every one is looked at, and the last one of an
+ * input alone in all forms. */
 static void collect(bool last)
 {
     const struct family_sources sources = {aggregate, &self};
@@ -309,9 +311,11 @@ static void collect(bool last)
         poison(set->segments[i]);
     fuzz_expect(aggregate_collect(aggregate, experts_wanted, fuzz_now_ns) == 0);
     segment_set_count(set, self.segments);
-    publish(&sources);
     fuzz_expect(lb_update(lb, aggregate, fuzz_now_ns) == 0);
     state_end_collection(state, &sources, lb);
+    if (!last && collections % COLLECTIONS_PER_PAGE != 1)
+        return;
+    publish(&sources);
     struct snapshot *snapshot = snapshot_acquire_page();
     const size_t samples = check_text(snapshot);
     if (last)
