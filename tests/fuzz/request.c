@@ -182,7 +182,7 @@ static struct request read_request(const char *data, size_t size)
     if (head.lengths + head.encodings > 1 || head.hosts > 1 || (head.hosts == 0 && !head.old))
         request.verdict = UNSOUND;
     /* Not told from an empty line then, see framing.h. */
-    if (colon && at - data > HEAD_SEEN_MAX)
+    if (colon && (at - data > HEAD_SEEN_MAX || memchr(data, 0, (size_t)(at - data))))
         request.verdict = EITHER;
     if (head.old && request.verdict == SOUND)
         request.verdict = EITHER;
