@@ -4,8 +4,8 @@
  *
  * The library's parser joins, cuts and overlooks what it should refuse, so this compares the texts that it gives with
  * how they lie in its buffer of what was received (libmicrohttpd 0.9.75), and where it ends a head with the head as it
- * was before it was taken apart. A head that had not come as a whole by then, is longer than a page or has a NUL may hide
- * what cannot be told from an empty line: its request is the last of its connection.
+ * was before it was taken apart. A head that had not come as a whole by then, is longer than a page or has a NUL may
+ * hide what cannot be told from an empty line: its request is the last of its connection.
  */
 #ifndef WIDEEP_FRAMING_H
 #define WIDEEP_FRAMING_H
