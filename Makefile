@@ -354,8 +354,8 @@ check-matrix: deps-test ## The ABI header by each compiler and standard, all tes
 	one run-tests VARIANT=clang SAN= CC=clang CXX=clang++; \
 	$(total)
 
-check-all: deps-test ## check, check-matrix, asan, ubsan and tsan in full
-	+@$(several); \
+check-all: deps-test deps-lint ## check, check-matrix, asan, ubsan, tsan and lint in full; what the fault campaign tried
+	+@$(several); rm -f build/faults; export WIDEEP_FAULTS='$(CURDIR)/build/faults'; \
 	WIDEEP_TEST_DOUBLES=100000000 one run-tests VARIANT= SAN=; \
 	one abi-header; \
 	one run-tests VARIANT=clang SAN= CC=clang CXX=clang++; \
@@ -363,6 +363,8 @@ check-all: deps-test ## check, check-matrix, asan, ubsan and tsan in full
 	one run-tests VARIANT=ubsan SAN=undefined; \
 	one run-tests VARIANT=tsan SAN=thread; \
 	one check-cross; \
+	one lint; \
+	$(PYTHON) tests/campaign.py build/faults || status=1; \
 	$(total)
 
 abi-header:

@@ -279,7 +279,7 @@ int healthcheck(const char *const *addresses, unsigned count, bool may_be_tls, c
         return -ENOMEM;
     }
     for (unsigned i = 0; i < count; i++) {
-        char reason[REASON_MAX];
+        char reason[REASON_MAX] = "";
         uint64_t now_ns = wideep_i_clock_ns(CLOCK_MONOTONIC);
         uint64_t deadline_ns = now_ns < end_ns ? now_ns + (end_ns - now_ns) / (count - i) : end_ns;
         error = (may_be_tls ? ask_tls : ask_plain)(addresses[i], deadline_ns, credentials, reason, sizeof reason);

@@ -11,6 +11,7 @@ import pytest
 
 from abi_helpers import OUTCOMES, PHASES, ROOT, Segment, program
 from exporter_helpers import exporting, shared_directory
+from faults import record_faults
 
 HEADER = ROOT / "shm-abi" / "wideep_shm.h"
 CRASH = program("tests/crash/crash")
@@ -46,6 +47,7 @@ def slow(run):
 def test_killed_at_every_point(run):
     deaths = int(re.search(r"(\d+) deaths, 0 faults", crash("run", run).stdout)[1])
     assert deaths > 0
+    record_faults("writer killed after a store", deaths)
 
 
 def test_every_change_is_followed_by_a_point():

@@ -13,6 +13,7 @@ import pytest
 FUZZ = pathlib.Path(__file__).resolve().parent.parent / "fuzz"
 sys.path.insert(0, str(FUZZ))
 import run as fuzz_run  # noqa: E402
+from faults import record_faults
 
 pytestmark = pytest.mark.skipif(bool(os.environ.get("WIDEEP_SAN")),
                                 reason="the fuzz targets are built with sanitizers of their own, once")
@@ -56,3 +57,4 @@ def test_short_pass(name, tmp_path):
     text = run([program(name), *fuzz_run.arguments(name, f"-runs={RUNS[name]}", "-seed=1"), corpus, *seeds], cwd=tmp_path)
     executions, edges, _, _, wrong = fuzz_run.read_log(text)
     assert executions >= RUNS[name] and edges > 50 and not wrong, text[-4000:]
+    record_faults(f"fuzzed input: {name}", executions)

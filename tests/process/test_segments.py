@@ -22,6 +22,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 import corruptor
 from abi_helpers import Writer, program
 from exporter_helpers import (BUILD, EXPORTER, Exporter, check_equal, exporting, shared_directory, simulating, wait_for)
+from faults import record_faults
 from test_exporter import allowed_lint, promtool
 from web_helpers import resident_bytes
 
@@ -158,6 +159,7 @@ def test_each_kind_has_its_reason(shm, image, lock):
             check_equal(exporter.scrape(), expected)
         assert lost(check_valid(exporter)) == invalid
         assert all(len(reasons) == 1 for reasons in refusals(exporter).values()), "one line each"
+    record_faults("hostile segment", len(files))
 
 
 def test_each_record_costs_itself_alone(shm, image):

@@ -43,6 +43,7 @@ OWN = ("wideep_records", "wideep_http", "wideep_eplb_pass", "wideep_eplb_avg", "
 # How much may come over the time that is measured: less than one page kept at each scrape would make of it.
 ANON_BOUND_BYTES, DESCRIPTORS_BOUND = 3 << 20, 8
 STARVED_SECONDS = 0.5
+LATE, LATE_SECONDS = b"a collection is under way for too long", 30
 
 
 class Board:
@@ -96,11 +97,16 @@ def request(port, kind):
 
 
 def scrape_for_ever(kind, board):
-    before, since = {}, None
+    before, since, answered = {}, None, time.monotonic()
     while True:
         generation = board.read("generation")
         try:
-            now = parse(kind, *request(board.read("port"), kind))
+            status, headers, body = request(board.read("port"), kind)
+            # Who was suspended may say that its figures are old, but must be back soon.
+            if status == 503 and LATE in body and time.monotonic() - answered < LATE_SECONDS:
+                time.sleep(PAUSE)
+                continue
+            now, answered = parse(kind, status, headers, body), time.monotonic()
         except (OSError, http.client.HTTPException, AssertionError):
             if generation % 2 == 0 and board.read("generation") == generation:
                 raise
@@ -202,7 +208,7 @@ class Soak:
                 writer.kill()
         for scraper in self.scrapers.values():
             scraper.kill()
-            scraper.communicate()
+            scraper.wait()
         if self.exporter:
             self.exporter.stop()
 
