@@ -12,9 +12,12 @@ COLUMNS = ("tried", "survived", "lost", "let_in")
 
 def main(path):
     rows = collections.defaultdict(collections.Counter)
-    for line in pathlib.Path(path).read_text().splitlines():
+    file = pathlib.Path(path)
+    for line in file.read_text().splitlines() if file.exists() else ():
         record = json.loads(line)
         rows[record["fault"]].update({column: record[column] for column in COLUMNS})
+    if not rows:
+        sys.exit("no test recorded a fault")
     print(f"{'faults':56}" + "".join(f"{column.replace('_', ' '):>10}" for column in COLUMNS))
     for fault, counts in sorted(rows.items()):
         print(f"{fault:56}" + "".join(f"{counts[column]:>10}" for column in COLUMNS))
