@@ -6,24 +6,20 @@ import concurrent.futures
 import contextlib
 import copy
 import json
-import os
 import pathlib
 import re
 import shutil
 import subprocess
-import time
-import urllib.parse
-import urllib.request
 
 import pytest
 import yaml
 
-from exporter_helpers import exporting, free_port, key, shared_directory, simulating, wait_for
+import scale
+from exporter_helpers import exporting, key, shared_directory, simulating, wait_for
+from rules_prometheus import FILES, RULES, recording
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-RULES = ROOT / "deploy" / "prometheus"
 UNITS = pathlib.Path(__file__).resolve().parent / "rules"
-FILES = ("wideep-recording.yml", "wideep-alerts.yml")
 
 pytestmark = pytest.mark.skipif(not (shutil.which("promtool") and shutil.which("prometheus")),
                                 reason="prometheus and promtool are not installed (Debian: prometheus)")
@@ -245,53 +241,6 @@ def test_the_lint_itself(query, bad):
 PODS, ENGINES, LAYERS = 4, 8, 3
 
 
-class Prometheus:
-    def __init__(self, port):
-        self.url = f"http://127.0.0.1:{port}/api/v1/"
-
-    def ask(self, path, **parameters):
-        with urllib.request.urlopen(f"{self.url}{path}?{urllib.parse.urlencode(parameters)}", timeout=60) as answer:
-            return json.load(answer)["data"]
-
-    def query(self, query, *names):
-        """{values of the labels: value}."""
-        rows = [(tuple(row["metric"][name] for name in names), float(row["value"][1]))
-                for row in self.ask("query", query=query)["result"]]
-        assert len(dict(rows)) == len(rows), (query, rows)
-        return dict(rows)
-
-
-@contextlib.contextmanager
-def recording(directory, addresses):
-    """A Prometheus with our rules that scrapes all of the addresses."""
-    port = free_port()
-    (directory / "prometheus.yml").write_text(json.dumps({
-        "global": {"scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "1s"},
-        "rule_files": [str(RULES / name) for name in FILES],
-        "scrape_configs": [{"job_name": "wideep", "static_configs": [{"targets": addresses}]}]}))
-    with open(directory / "prometheus.log", "wb") as log:
-        process = subprocess.Popen(["prometheus", "--config.file=prometheus.yml", "--storage.tsdb.path=data",
-                                    f"--web.listen-address=127.0.0.1:{port}"], cwd=directory, stderr=log)
-    try:
-        yield Prometheus(port)
-    finally:
-        process.kill()
-        process.wait()
-
-
-def give_each_pod_its_ranks(whole, pods, seconds=60):
-    """A pod's directory gets its engines' files as further names of theirs: the locks that tell who lives are the inodes'."""
-    linked, end = set(), time.monotonic() + seconds
-    while len(linked) < 2 * ENGINES:
-        assert time.monotonic() < end, linked
-        for name in os.listdir(whole):
-            engine = re.fullmatch(r"wideep\.default\.e(\d+)\.(?:r|fe)\d+", name)
-            if engine and name not in linked:
-                os.link(whole / name, pods[int(engine[1]) * PODS // ENGINES] / name)
-                linked.add(name)
-        time.sleep(0.002)
-
-
 def test_group_over_four_exporters(tmp_path):
     with contextlib.ExitStack() as stack:
         shm = stack.enter_context(shared_directory())
@@ -300,7 +249,7 @@ def test_group_over_four_exporters(tmp_path):
             path.mkdir()
         exporters = [stack.enter_context(exporting(path)) for path in pods]
         addresses = [f"127.0.0.1:{exporter.port}" for exporter in exporters]
-        prometheus = stack.enter_context(recording(tmp_path, addresses))
+        prometheus = stack.enter_context(recording(tmp_path, addresses, "500ms"))
 
         def up():
             with contextlib.suppress(OSError):
@@ -309,7 +258,7 @@ def test_group_over_four_exporters(tmp_path):
         wait_for(up)
         sim = stack.enter_context(simulating(whole, "--engines", ENGINES, "--layers", LAYERS, "--experts", 32,
                                              "--passes-per-second", 20, "--seconds", 15, "--linger", 300))
-        give_each_pod_its_ranks(whole, pods)
+        scale.distribute(whole, pods, ENGINES)
         books = sim.expected()
 
         def book(family, **labels):
@@ -347,4 +296,9 @@ def test_group_over_four_exporters(tmp_path):
                   + " ".join(f"{sample:.4f} ({sample - truth[layer]:+.4f})" for sample in samples))
             assert low[layer,] < truth[layer] + 2e-3 and truth[layer] < high[layer,] + 2e-3, layer
             assert all(0 < sample < truth[layer] + 0.05 for sample in samples), layer
+
+        # As many as scale.py says. Those that need tokens now went with the last of them.
+        shape = scale.Shape(PODS, ENGINES // PODS, LAYERS, 32)
+        recorded = 'count(last_over_time({__name__=~"[a-z_]+:[a-z_]+:[a-z0-9_]+"}[5m]))'
+        assert prometheus.query(recorded) == {(): scale.recorded_series(shape)}
         assert not [alert for alert in prometheus.ask("alerts")["alerts"] if alert["state"] == "firing"]
