@@ -135,8 +135,8 @@ def cpu_share(exporter, seconds):
     return (after - cpu) / (then - at)
 
 
-def memory_of_prometheus(exporters, shape):
-    """Bytes resident once it has all series, and twenty scrapes of them."""
+def cost_in_prometheus(exporters, shape):
+    """(bytes resident once it has all series and twenty scrapes of them, seconds that the rules took the last time)."""
     scraped = 'count({job="wideep",__name__!~"ALERTS.*|[a-z_]+:[a-z_]+:[a-z0-9_]+"})'
     addresses = [f"127.0.0.1:{exporter.port}" for exporter in exporters]
     with tempfile.TemporaryDirectory(prefix="wideep-scale-") as work:
@@ -144,7 +144,7 @@ def memory_of_prometheus(exporters, shape):
             time.sleep(40)
             want = shape.exporters * (series_of_an_exporter(shape) + SERIES_OF_A_SCRAPE)
             wait_for(lambda: prometheus.query(scraped) == {(): want})
-            return prometheus.resident_bytes()
+            return prometheus.resident_bytes(), sum(group["evaluationTime"] for group in prometheus.ask("rules")["groups"])
 
 
 def bytes_a_sample(exporter, scrapes=120):
@@ -177,7 +177,7 @@ def thousands(number):
 
 
 def print_scale():
-    measured, memory, disk = {}, {}, None
+    measured, cost, disk = {}, {}, None
     for shape in SHAPES[:-1]:
         rate = 20 if shape.ep_size <= 8 else 2
         with running(shape, passes_per_second=rate) as exporters:
@@ -185,7 +185,7 @@ def print_scale():
             counts = [len(page.samples) for page in pages]
             assert set(counts) == {series_of_an_exporter(shape)}, (shape, counts, series_of_an_exporter(shape))
             measured[shape] = sent(exporters[0])
-            memory[shape] = memory_of_prometheus(exporters, shape)
+            cost[shape] = cost_in_prometheus(exporters, shape)
             if shape.ep_size == 8:
                 disk = bytes_a_sample(exporters[0])
     eight, many = SHAPES[1], SHAPES[2]
@@ -204,7 +204,8 @@ def print_scale():
               f"{thousands(shape.exporters * packed / INTERVAL_S)} | "
               f"{total / INTERVAL_S * 86400 * disk / 1e6:,.0f} MB |", flush=True)
     print(f"\n{disk:.2f} bytes a sample on disk; a Prometheus of "
-          + ", ".join(f"{shape.ep_size} ranks {size / 2**20:.0f} MiB" for shape, size in memory.items()) + "\n")
+          + ", ".join(f"{shape.ep_size} ranks {size / 2**20:.0f} MiB, its rules {1000 * seconds:.0f} ms"
+                      for shape, (size, seconds) in cost.items()) + "\n")
 
 
 def print_sizing():

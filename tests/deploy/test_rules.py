@@ -126,6 +126,9 @@ def test_names_by_convention():
         assert re.fullmatch(r"(instance|ep_group)(_[a-z]+)*", level), name
         assert re.fullmatch(r"(wideep|vllm)_[a-z_]+", metric) and not metric.endswith("_total"), name
         assert re.fullmatch(r"[a-z0-9_]+", operations), name
+    # What the README has a federation select is all of them.
+    selector = re.search(r'__name__=~"(\(instance.*?)"', (RULES / "README.md").read_text())[1].replace("\\|", "|")
+    assert all(re.fullmatch(selector, name) for name in names)
 
 
 def test_every_series_is_known():
@@ -205,7 +208,7 @@ def strings(value):
 
 def documents():
     paths = [ROOT / "README.md", *(path for path in (ROOT / "deploy").rglob("*")
-                                   if path.suffix in (".md", ".yml", ".yaml", ".json", ".py") and path.is_file())]
+                                   if path.suffix in (".md", ".yml", ".yaml", ".json") and path.is_file())]
     return sorted(path for path in paths if "node_modules" not in path.parts)
 
 
