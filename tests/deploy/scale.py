@@ -191,8 +191,8 @@ def print_scale():
     eight, many = SHAPES[1], SHAPES[2]
     more = series_of_an_exporter(many) - series_of_an_exporter(eight)
     each = [(b - a) / more for a, b in zip(measured[eight], measured[many])]
-    print("| EP ranks | exporters | series of one | of all, with `up` and the like | recorded | samples/s | bytes a scrape of one: "
-          "plain | gzip | received/s | on disk a day |")
+    print("| EP ranks | exporters | series of one | of all, with `up` and the like | recorded | samples/s | "
+          "bytes a scrape of one: plain | gzip | received/s | on disk a day |")
     print("|" + "---:|" * 10)
     for shape in SHAPES:
         extra = series_of_an_exporter(shape) - series_of_an_exporter(many)
