@@ -365,7 +365,8 @@ static int engine_add(struct engine *engine, const struct segment *segment)
     return 0;
 }
 
-static void engine_finish(struct engine *engine, enum aggregate_engine_label label)
+/* Returns 0 or -ENOMEM. */
+static int engine_finish(struct engine *engine, enum aggregate_engine_label label)
 {
     if (engine->rank_count > 0) /* else there is no array */
         qsort(engine->ranks, engine->rank_count, sizeof *engine->ranks, by_rank);
@@ -376,8 +377,9 @@ static void engine_finish(struct engine *engine, enum aggregate_engine_label lab
                                            : "";
     if (engine->source_count == 0 && engine->lead) {
         engine->sources = malloc(sizeof *engine->sources);
-        if (engine->sources)
-            engine->sources[engine->source_count++] = (struct engine_source){engine->lead, true};
+        if (!engine->sources)
+            return -ENOMEM;
+        engine->sources[engine->source_count++] = (struct engine_source){engine->lead, true};
     }
     for (uint32_t m = 0; engine->lead && m < engine->lead->view.identity.model_count; m++) {
         const struct member *member = engine->lead->members[m];
@@ -387,6 +389,7 @@ static void engine_finish(struct engine *engine, enum aggregate_engine_label lab
             (struct engine_model){engine->lead->model[m], m, member->group,
                                   label == AGGREGATE_EACH || member->group->label == engine->number};
     }
+    return 0;
 }
 
 static int rebuild_engines(struct aggregate *aggregate)
@@ -415,7 +418,8 @@ static int rebuild_engines(struct aggregate *aggregate)
     for (struct engine **at = &aggregate->engines; *at;) {
         struct engine *engine = *at;
         if (engine->wanted) {
-            engine_finish(engine, aggregate->config.engine_label);
+            if (engine_finish(engine, aggregate->config.engine_label) != 0)
+                error = -ENOMEM;
             at = &engine->next;
         } else {
             *at = engine->next;

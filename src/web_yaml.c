@@ -9,7 +9,8 @@
 
 static int report_parser(const yaml_parser_t *parser, size_t *ret_line, char *error, size_t error_size)
 {
-    if (parser->error == YAML_MEMORY_ERROR) {
+    /* Where its scanner runs out of memory, the library fails without saying why. */
+    if (parser->error == YAML_MEMORY_ERROR || parser->error == YAML_NO_ERROR) {
         *ret_line = 1;
         (void)snprintf(error, error_size, "not enough memory");
         return -ENOMEM;
