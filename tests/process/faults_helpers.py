@@ -11,7 +11,7 @@ import pytest
 
 from abi_helpers import program
 
-INJECT = program("tests/faults/inject.so")
+INJECT, CONFINE = program("tests/faults/inject.so"), program("tests/faults/confine")
 FOREVER = 1 << 62
 SANITIZED = bool(os.environ.get("WIDEEP_SAN"))
 
