@@ -220,6 +220,7 @@ $(B)/gen/%.pb-c.c $(B)/gen/%.pb-c.h &: src/%.proto | libraries
 	$(call say,GEN,$<) mkdir -p $(@D)
 	$(Q)$(PROTOC_C) --proto_path=src --c_out=$(B)/gen $<
 
+$(B)/gen/live_page.h: src/live.html
 $(B)/gen/%.h: src/%.py
 	$(call say,GEN,$<) mkdir -p $(@D)
 	$(Q)$(PYTHON) $< >$@
@@ -363,6 +364,7 @@ check-all: deps-test deps-lint ## check, check-matrix, asan, ubsan, tsan and lin
 	one run-tests VARIANT=ubsan SAN=undefined; \
 	one run-tests VARIANT=tsan SAN=thread; \
 	one check-cross; \
+	one check-live; \
 	one lint; \
 	$(PYTHON) tests/campaign.py build/faults || status=1; \
 	$(total)

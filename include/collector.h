@@ -23,6 +23,7 @@ struct collector_config {
     uint64_t series_limit;
     uint64_t advisor_ns; /* interval of the advisor, 0: none */
     uint64_t debug_ns;   /* per-expert series for so long from the start; 0: off */
+    bool admin;          /* per-expert series can be asked for at run time: the state says so */
     const char *version, *commit;
     struct lb *lb;             /* renewed by the collector, borrowed; NULL: none */
     struct state_board *state; /* likewise */

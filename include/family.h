@@ -98,7 +98,10 @@ struct http_stats {
 struct self_stats {
     const char *version, *commit;
     uint64_t snapshot_unix_ms;
-    int64_t realtime_offset_ms; /* CLOCK_REALTIME - CLOCK_BOOTTIME */
+    int64_t realtime_offset_ms;   /* CLOCK_REALTIME - CLOCK_BOOTTIME */
+    uint64_t interval_ns;         /* of collections */
+    bool admin;                   /* the admin API is on */
+    uint64_t debug_until_unix_ms; /* per-expert loads are served until then; 0: they are not */
     uint64_t series_dropped;
     uint32_t segments[SEGMENT_STATES][SEGMENT_REASONS];
     struct self_durations collect, render[PAGE_RENDERINGS], compress;

@@ -69,7 +69,7 @@ struct http_config {
     unsigned socket_count;
     const char *telemetry_path; /* begins with /; by reference */
     uint64_t stale_ns;   /* age of the newest snapshot, or time without any, at which the collector counts as stuck */
-    const char *version; /* for the landing page; by reference */
+    const char *version; /* for the page at /; by reference */
     const struct http_route *routes; /* beside the built-in ones, which win; by reference */
     unsigned route_count;            /* at most HTTP_ROUTES_MAX */
     unsigned max_requests;           /* that limited routes answer at once; 0: any number */

@@ -2,8 +2,9 @@
  * state: what the newest snapshot says, as JSON for scripts and pages.
  *
  * A document of engines, groups and segments, made by the first request after a collection for all that come before the
- * next. It is drawn from the collector's own aggregate, so a collection and the drawing exclude each other: a handler
- * waits for the milliseconds of a collection, and a collection for those of a drawing, one at most.
+ * next; the tokens by layer and rank, and a layer's experts, are in it for who asks for them. It is drawn from the
+ * collector's own aggregate, so a collection and the drawing exclude each other: a handler waits for the milliseconds
+ * of a collection, and a collection for those of a drawing, one at most.
  */
 #ifndef WIDEEP_STATE_H
 #define WIDEEP_STATE_H
@@ -24,7 +25,7 @@ void state_free(struct state_board *board);
 void state_begin_collection(struct state_board *board);
 void state_end_collection(struct state_board *board, const struct family_sources *sources, struct lb *lb);
 
-/* GET /api/v1/state; the context is the board. Any thread. */
+/* GET /api/v1/state[?loads][&experts=LAYER]; the context is the board. Any thread. */
 void state_handle(void *context, const struct http_request *request, struct http_reply *reply);
 
 #endif

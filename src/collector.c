@@ -58,7 +58,7 @@ static void gather_process(struct collector *collector, uint64_t now_ns)
     self->start_time_seconds = process.start_time_seconds;
 }
 
-static void gather_self(struct collector *collector, uint64_t now_ns)
+static void gather_self(struct collector *collector, const struct collector_debug *debug, uint64_t now_ns)
 {
     struct self_stats *self = &collector->self;
 
@@ -69,6 +69,8 @@ static void gather_self(struct collector *collector, uint64_t now_ns)
     uint64_t realtime_ms = wideep_i_clock_ns(CLOCK_REALTIME) / 1000000;
     self->snapshot_unix_ms = realtime_ms;
     self->realtime_offset_ms = (int64_t)realtime_ms - (int64_t)(wideep_i_clock_ns(CLOCK_BOOTTIME) / 1000000);
+    self->debug_until_unix_ms =
+        debug->on ? (uint64_t)((int64_t)(debug->until_ns / 1000000) + self->realtime_offset_ms) : 0;
 }
 
 static int renew_layout(struct collector *collector, const struct family_sources *sources)
@@ -97,11 +99,11 @@ static void note_dropped(struct collector *collector, uint64_t dropped)
     collector->self.series_dropped = dropped;
 }
 
-static int publish(struct collector *collector, uint64_t now_ns)
+static int publish(struct collector *collector, const struct collector_debug *debug, uint64_t now_ns)
 {
     const struct family_sources sources = {collector->aggregate, &collector->self};
 
-    gather_self(collector, now_ns);
+    gather_self(collector, debug, now_ns);
     int error = renew_layout(collector, &sources);
     if (error)
         return error;
@@ -167,13 +169,13 @@ static int collect(struct collector *collector)
     int error = aggregate_collect(collector->aggregate, debug.on, now_ns);
     if (collector->advisor && !error)
         error = advisor_turn(collector->advisor, collector->aggregate, now_ns);
-    int failed = publish(collector, now_ns);
+    int failed = publish(collector, &debug, now_ns);
     /* The board is a load balancer's only news: it does not depend on the page. */
     int stale = copy_live(collector);
+    self_duration_observe(&collector->self.collect, wideep_i_clock_ns(CLOCK_MONOTONIC) - begin_ns);
     if (collector->config.state)
         state_end_collection(collector->config.state, &sources, collector->config.lb);
     failed = failed ? failed : stale;
-    self_duration_observe(&collector->self.collect, wideep_i_clock_ns(CLOCK_MONOTONIC) - begin_ns);
     error = error ? error : failed;
     if (error)
         log_error("a collection is incomplete", "error", strerror(-error), NULL);
@@ -309,6 +311,8 @@ int collector_start(struct collector **ret, const struct collector_config *confi
     collector->config = *config;
     collector->self.version = config->version;
     collector->self.commit = config->commit;
+    collector->self.interval_ns = config->interval_ns;
+    collector->self.admin = config->admin;
     collector->debug = (struct collector_debug){
         .on = config->debug_ns != 0, .until_ns = now_ns + config->debug_ns, .who = "--debug.per-expert"};
     memset(&collector->debug.layers, 0xff, sizeof collector->debug.layers);

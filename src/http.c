@@ -110,13 +110,13 @@ void http_count_response(const char *handler, unsigned code, size_t bytes)
 static enum MHD_Result send_metrics(struct exchange *exchange);
 static enum MHD_Result send_healthy(struct exchange *exchange);
 static enum MHD_Result send_ready(struct exchange *exchange);
-static enum MHD_Result send_landing(struct exchange *exchange);
+static enum MHD_Result send_live(struct exchange *exchange);
 
 static const struct route built_in[] = {
     {NULL, "metrics", HTTP_GET, true, false, send_metrics, NULL},
     {"/-/healthy", "healthy", HTTP_GET, false, true, send_healthy, NULL},
     {"/-/ready", "ready", HTTP_GET, false, true, send_ready, NULL},
-    {"/", "landing", HTTP_GET, false, false, send_landing, NULL},
+    {"/", "landing", HTTP_GET, false, false, send_live, NULL},
 };
 
 /* Returns false when there is none. */
@@ -365,16 +365,24 @@ static bool has_header(const struct web_config *config, const char *name)
     return false;
 }
 
-static enum MHD_Result send_landing(struct exchange *exchange)
+static enum MHD_Result send_live(struct exchange *exchange)
 {
-    const char *landing = exchange->http->landing;
-    struct MHD_Response *response =
-        MHD_create_response_from_buffer(strlen(landing), (void *)(uintptr_t)landing, MHD_RESPMEM_PERSISTENT);
+    const struct live *live = &exchange->http->live;
+    struct header_lines codings;
 
+    begin_lines(&codings, MHD_HTTP_HEADER_ACCEPT_ENCODING);
+    (void)MHD_get_connection_values(exchange->connection, MHD_HEADER_KIND, join_line, &codings);
+    const enum page_encoding encoding = accept_encoding(codings.found ? codings.text : NULL);
+    const struct buffer *page = encoding == PAGE_GZIP ? &live->gzip : &live->page;
+    struct MHD_Response *response = MHD_create_response_from_buffer(page->size, page->data, MHD_RESPMEM_PERSISTENT);
+
+    if (response && page_content_encoding(encoding))
+        (void)MHD_add_response_header(response, MHD_HTTP_HEADER_CONTENT_ENCODING, page_content_encoding(encoding));
+    if (response)
+        (void)MHD_add_response_header(response, MHD_HTTP_HEADER_VARY, MHD_HTTP_HEADER_ACCEPT_ENCODING);
     if (response && !has_header(exchange->config, "Content-Security-Policy"))
-        (void)MHD_add_response_header(response, "Content-Security-Policy",
-                                      "default-src 'none'; style-src 'unsafe-inline'");
-    return send_response(exchange, MHD_HTTP_OK, "text/html; charset=utf-8", response, strlen(landing));
+        (void)MHD_add_response_header(response, "Content-Security-Policy", live_policy);
+    return send_response(exchange, MHD_HTTP_OK, "text/html; charset=utf-8", response, page->size);
 }
 
 static enum MHD_Result send_not_allowed(struct exchange *exchange)

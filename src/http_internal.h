@@ -7,6 +7,7 @@
 #include "authenticator.h"
 #include "connections.h"
 #include "http.h"
+#include "live.h"
 #include "web_config.h"
 
 #include <microhttpd.h>
@@ -39,7 +40,7 @@ struct server {
 struct http {
     struct http_config config;
     uint64_t started_ns; /* CLOCK_BOOTTIME */
-    char landing[2048];
+    struct live live;
     struct connections *connections;
     struct acceptor *acceptor;
     struct authenticator *authenticator;

@@ -455,22 +455,6 @@ static int start_accepting(struct http *http)
     return acceptor_start(&http->acceptor, &config);
 }
 
-static void render_landing(struct http *http)
-{
-    (void)snprintf(http->landing, sizeof http->landing,
-                   "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>wideep-exporter</title>"
-                   "<style>body{font-family:sans-serif;margin:2em;max-width:40em}</style></head>\n"
-                   "<body><h1>wideep-exporter</h1>\n"
-                   "<p>Load balance and batch overlap of wide expert-parallel engines. Version %s.</p>\n"
-                   "<ul><li><a href=\"%s\">Metrics</a></li>\n"
-                   "<li><a href=\"/lb\">For load balancers</a>, <a href=\"/lb/metrics\">as metrics</a></li>\n"
-                   "<li><a href=\"/api/v1/state\">State</a> as JSON</li>\n"
-                   "<li><a href=\"/-/debug/per-expert\">Per-expert series</a>, with --web.enable-admin-api</li>\n"
-                   "<li><a href=\"/-/healthy\">Health</a>, <a href=\"/-/ready\">readiness</a></li></ul>"
-                   "</body></html>\n",
-                   http->config.version, http->config.telemetry_path);
-}
-
 int http_start(struct http **ret, const struct http_config *config)
 {
     const struct connections_config limits = {
@@ -486,9 +470,10 @@ int http_start(struct http **ret, const struct http_config *config)
     http->config = *config;
     http->started_ns = wideep_i_clock_ns(CLOCK_BOOTTIME);
     (void)pthread_mutex_init(&http->lock, NULL);
-    render_landing(http);
     http->connections = connections_new(&limits);
-    int error = http->connections ? authenticator_start(&http->authenticator) : -ENOMEM;
+    int error = live_make(&http->live, config->telemetry_path, config->version);
+    if (!error)
+        error = http->connections ? authenticator_start(&http->authenticator) : -ENOMEM;
     if (!error)
         error = config->web_config_file ? load_config(http, true) : use_config(http, NULL);
     if (!error)
@@ -523,6 +508,7 @@ void http_stop(struct http *http)
     authenticator_stop(http->authenticator);
     web_release(http->web);
     connections_free(http->connections);
+    live_free(&http->live);
     (void)pthread_mutex_destroy(&http->lock);
     free(http);
 }

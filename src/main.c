@@ -56,6 +56,7 @@ static int start_collector(struct service *service)
         .series_limit = options->series_limit,
         .advisor_ns = options->advisor_interval_ns,
         .debug_ns = options->debug_per_expert ? options->debug_duration_ns : 0,
+        .admin = options->admin_api,
         .version = WIDEEP_VERSION,
         .commit = WIDEEP_COMMIT,
         .lb = service->lb,

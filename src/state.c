@@ -1,8 +1,19 @@
 #include "state.h"
 
+#include "advisor.h"
 #include "reply.h"
 
+#include <math.h>
+
 #include <pthread.h>
+
+#define NO_LAYER UINT32_MAX
+
+/* What a request asks for on top: what is large, or large and many. */
+struct view {
+    bool loads;       /* tokens of each EP rank in each layer */
+    uint32_t experts; /* tokens of each expert of this layer; NO_LAYER */
+};
 
 /* A handler gives up on a collector that stands still. A collection takes milliseconds. */
 #define WAIT_NS 250000000
@@ -13,7 +24,7 @@ struct state_board {
     pthread_mutex_t lock; /* guards what follows: what the sources point to is the collector's while it collects */
     struct family_sources sources; /* without an aggregate before the first collection */
     struct lb *lb;
-    char *text; /* of the newest collection; NULL: nobody asked yet */
+    char *text[2]; /* of the newest collection, without and with loads; NULL: nobody asked yet */
 };
 
 int state_new(struct state_board **ret)
@@ -27,11 +38,19 @@ int state_new(struct state_board **ret)
     return 0;
 }
 
+static void forget(struct state_board *board)
+{
+    for (size_t i = 0; i < sizeof board->text / sizeof *board->text; i++) {
+        free(board->text[i]);
+        board->text[i] = NULL;
+    }
+}
+
 void state_free(struct state_board *board)
 {
     if (!board)
         return;
-    free(board->text);
+    forget(board);
     (void)pthread_mutex_destroy(&board->lock);
     free(board);
 }
@@ -45,13 +64,12 @@ void state_end_collection(struct state_board *board, const struct family_sources
 {
     board->sources = *sources;
     board->lb = lb;
-    free(board->text);
-    board->text = NULL;
+    forget(board);
     __atomic_store_n(&board->stuck, false, __ATOMIC_RELAXED);
     (void)pthread_mutex_unlock(&board->lock);
 }
 
-/* ---- gauges ------------------------------------------------------------------------------------------------- */
+/* ---- families ----------------------------------------------------------------------------------------------- */
 
 /* The functions below return new references and NULL without memory, which jansson's setters refuse in their turn: a
  * value that is missing fails nothing but itself, and the whole is checked once, in document(). */
@@ -68,28 +86,53 @@ static json_t *value_json(struct value value)
     }
 }
 
-/* A family's gauges at one place: a number, or an object by the value of its label. Absent series are left out. */
-static json_t *family_json(const struct family *family, const struct family_sources *sources, struct family_at *at)
+/* Of a histogram, what a mean is made of. */
+static json_t *histogram_json(const struct family *family, const struct family_sources *sources,
+                              const struct family_at *at)
 {
-    if (!family->labels[0].name)
-        return value_json(family->get(sources, at));
+    struct family_histogram histogram = {0};
+    uint64_t observed = 0;
+
+    if (!family->histogram(sources, at, &histogram))
+        return NULL;
+    for (unsigned b = 0; b <= family->bound_count; b++)
+        observed += histogram.bucket[b];
+    return json_pack("{s:I, s:o}", "count", (json_int_t)observed, "sum", value_json(histogram.sum));
+}
+
+static json_t *series_json(const struct family *family, const struct family_sources *sources,
+                           const struct family_at *at)
+{
+    return family->type == FAMILY_HISTOGRAM ? histogram_json(family, sources, at)
+                                            : value_json(family->get(sources, at));
+}
+
+/* What a family has at one place: a value, or an object by its labels from `depth` on. Absent series are left out. */
+static json_t *family_json(const struct family *family, const struct family_sources *sources, struct family_at *at,
+                           unsigned depth)
+{
+    uint32_t *index = depth == 0 ? &at->i : &at->j;
+
+    if (depth == 2 || !family->labels[depth].name)
+        return series_json(family, sources, at);
     json_t *object = json_object();
-    for (at->i = 0; at->i < family->labels[0].count; at->i++)
-        (void)json_object_set_new(object, family->labels[0].values[at->i], value_json(family->get(sources, at)));
-    at->i = 0;
+    for (*index = 0; *index < family->labels[depth].count; ++*index)
+        (void)json_object_set_new(object, family->labels[depth].values[*index],
+                                  family_json(family, sources, at, depth + 1));
+    *index = 0;
     if (json_object_size(object) > 0)
         return object;
     json_decref(object);
     return NULL;
 }
 
-/* Adds the gauges of a scope under their names, as the page has them. */
-static void put_gauges(json_t *object, enum family_scope scope, const struct family_sources *sources,
-                       struct family_at at)
+/* Adds the families of a scope under their names, as the page has them. */
+static void put_families(json_t *object, enum family_scope scope, const struct family_sources *sources,
+                         struct family_at at)
 {
     for (size_t f = 0; f < family_count; f++)
-        if (families[f].scope == scope && families[f].type == FAMILY_GAUGE && !families[f].labels[1].name)
-            (void)json_object_set_new(object, families[f].name, family_json(&families[f], sources, &at));
+        if (families[f].scope == scope && !families[f].facts[0].name)
+            (void)json_object_set_new(object, families[f].name, family_json(&families[f], sources, &at, 0));
 }
 
 /* ---- engines ------------------------------------------------------------------------------------------------ */
@@ -100,7 +143,7 @@ static json_t *rank_json(const struct family_sources *sources, const struct engi
     json_t *rank = json_pack("{s:i, s:s, s:s}", "rank", (int)segment->view.identity.rank, "state",
                              segment_state_name(segment->state), "file", segment->file);
 
-    put_gauges(rank, SCOPE_RANK, sources, (struct family_at){.engine = engine, .segment = segment});
+    put_families(rank, SCOPE_RANK, sources, (struct family_at){.engine = engine, .segment = segment});
     return rank;
 }
 
@@ -109,7 +152,18 @@ static json_t *model_json(const struct family_sources *sources, const struct eng
 {
     json_t *object = json_pack("{s:s, s:i}", "model_name", model->name, "group", (int)model->group->label);
 
-    put_gauges(object, SCOPE_ENGINE_MODEL, sources, (struct family_at){.engine = engine, .model = model});
+    put_families(object, SCOPE_ENGINE_MODEL, sources, (struct family_at){.engine = engine, .model = model});
+    return object;
+}
+
+static json_t *source_json(const struct family_sources *sources, const struct engine *engine,
+                           const struct engine_source *source)
+{
+    const struct wideep_identity *identity = &source->segment->view.identity;
+    json_t *object =
+        source->is_rank ? json_pack("{s:s}", "frontend", "rank") : json_pack("{s:i}", "frontend", (int)identity->rank);
+
+    put_families(object, SCOPE_SOURCE, sources, (struct family_at){.engine = engine, .source = source});
     return object;
 }
 
@@ -126,7 +180,7 @@ static json_t *engine_json(const struct family_sources *sources, const struct en
 {
     const struct lb_engine *row = row_of(view, engine);
     const struct family_at at = {.engine = engine};
-    json_t *ranks = json_array(), *models = json_array();
+    json_t *ranks = json_array(), *models = json_array(), *token_sources = json_array();
     uint32_t up = 0;
 
     for (uint32_t i = 0; i < engine->rank_count; i++) {
@@ -135,16 +189,19 @@ static json_t *engine_json(const struct family_sources *sources, const struct en
     }
     for (uint32_t m = 0; m < engine->model_count; m++)
         (void)json_array_append_new(models, model_json(sources, engine, &engine->models[m]));
+    for (uint32_t i = 0; i < engine->source_count; i++)
+        (void)json_array_append_new(token_sources, source_json(sources, engine, &engine->sources[i]));
     json_t *object = json_pack("{s:s, s:i, s:s, s:s, s:i}", "instance", engine->instance, "engine", (int)engine->number,
                                "model_name", engine->model, "state", lb_state_name(row ? row->state : LB_UNKNOWN),
                                "ranks_up", (int)up);
     if (row)
         (void)json_object_set_new(object, "since", json_real((double)row->since_unix_ms / 1000));
     if (engine->lead)
-        put_gauges(object, SCOPE_ENGINE, sources, at);
-    put_gauges(object, SCOPE_ENGINE_RATE, sources, at);
+        put_families(object, SCOPE_ENGINE, sources, at);
+    put_families(object, SCOPE_ENGINE_RATE, sources, at);
     (void)json_object_set_new(object, "ranks", ranks);
     (void)json_object_set_new(object, "models", models);
+    (void)json_object_set_new(object, "sources", token_sources);
     return object;
 }
 
@@ -177,6 +234,56 @@ static json_t *balancedness_json(const struct group *group)
     return object;
 }
 
+static json_t *known_json(double value)
+{
+    return isnan(value) ? json_null() : json_real(value);
+}
+
+/* The advisor's, by layer. */
+static json_t *achievable_json(const struct group *group)
+{
+    json_t *layers = json_array();
+
+    for (uint32_t l = 0; l < group->layers; l++)
+        (void)json_array_append_new(layers, known_json(group->advice->achievable[l]));
+    return layers;
+}
+
+/* Tokens per forward pass in the window by layer, of the mean rank and of the most loaded one. */
+static json_t *tokens_json(const struct group *group)
+{
+    json_t *avg = json_array(), *max = json_array();
+
+    for (uint32_t l = 0; l < group->layers; l++) {
+        const struct group_slice_layer *window = &group->window[l];
+        (void)json_array_append_new(avg, window->passes ? json_real(window->avg / window->passes) : json_null());
+        (void)json_array_append_new(max, window->passes ? json_real(window->max / window->passes) : json_null());
+    }
+    return json_pack("{s:o, s:o}", "avg", avg, "max", max);
+}
+
+static json_t *rank_tokens_json(const struct group *group)
+{
+    json_t *layers = json_array();
+
+    for (uint32_t l = 0; l < group->layers; l++) {
+        json_t *ranks = json_array();
+        for (uint32_t r = 0; r < group->ep_size; r++)
+            (void)json_array_append_new(ranks, json_integer((json_int_t)group_rank_tokens(group, l, r)));
+        (void)json_array_append_new(layers, ranks);
+    }
+    return layers;
+}
+
+static json_t *expert_loads_json(const struct group *group, uint32_t layer)
+{
+    json_t *tokens = json_array();
+
+    for (uint32_t e = 0; e < group->experts; e++)
+        (void)json_array_append_new(tokens, json_real(group->expert_tokens[(size_t)layer * group->experts + e]));
+    return json_pack("{s:i, s:o}", "layer", (int)layer, "tokens", tokens);
+}
+
 static json_t *incomplete_json(const struct group *group)
 {
     uint64_t sum = 0;
@@ -186,17 +293,33 @@ static json_t *incomplete_json(const struct group *group)
     return json_integer((json_int_t)sum);
 }
 
-static json_t *group_json(const struct group *group)
+/* Per-expert loads are kept for all layers while they are wanted, and shown for those that were asked to be served. */
+static bool shows_experts(const struct aggregate *aggregate, const struct group *group, uint32_t layer)
+{
+    return layer < group->layers && group->expert_tokens && group->seen > 0 &&
+           layer_set_has(&aggregate->expert_layers, layer);
+}
+
+static json_t *group_json(const struct family_sources *sources, const struct group *group, const struct view *view)
 {
     uint64_t passes = 0;
 
     for (uint32_t l = 0; l < group->layers; l++)
         passes = group->layer[l].passes > passes ? group->layer[l].passes : passes;
-    return json_pack("{s:s, s:i, s:s, s:i, s:i, s:i, s:i, s:I, s:o, s:o}", "instance", group->instance, "group",
-                     (int)group->label, "model_name", group->model, "layers", (int)group->layers, "experts",
-                     (int)group->experts, "ep_size", (int)group->ep_size, "ranks_seen", (int)group->seen,
-                     "passes_joined", (json_int_t)passes, "passes_incomplete", incomplete_json(group), "balancedness",
-                     balancedness_json(group));
+    json_t *object =
+        json_pack("{s:s, s:i, s:s, s:i, s:i, s:i, s:i, s:I, s:o, s:o, s:o}", "instance", group->instance, "group",
+                  (int)group->label, "model_name", group->model, "layers", (int)group->layers, "experts",
+                  (int)group->experts, "ep_size", (int)group->ep_size, "ranks_seen", (int)group->seen, "passes_joined",
+                  (json_int_t)passes, "passes_incomplete", incomplete_json(group), "balancedness",
+                  balancedness_json(group), "tokens_per_pass", tokens_json(group));
+    put_families(object, SCOPE_GROUP, sources, (struct family_at){.group = group});
+    if (group->advice && group->seen > 0)
+        (void)json_object_set_new(object, "achievable", achievable_json(group));
+    if (view->loads)
+        (void)json_object_set_new(object, "rank_tokens", rank_tokens_json(group));
+    if (shows_experts(sources->aggregate, group, view->experts))
+        (void)json_object_set_new(object, "expert_loads", expert_loads_json(group, view->experts));
+    return object;
 }
 
 /* ---- the document ------------------------------------------------------------------------------------------- */
@@ -216,34 +339,58 @@ static json_t *segments_json(const struct segment_set *set)
     return segments;
 }
 
-static json_t *document(const struct family_sources *sources, const struct lb_view *view)
+static json_t *debug_json(const struct self_stats *self)
+{
+    json_t *debug = json_pack("{s:b, s:b}", "enabled", (int)self->admin, "on", (int)(self->debug_until_unix_ms != 0));
+
+    if (self->debug_until_unix_ms != 0)
+        (void)json_object_set_new(debug, "until", json_real((double)self->debug_until_unix_ms / 1000));
+    return debug;
+}
+
+static json_t *document(const struct family_sources *sources, const struct lb_view *lb, const struct view *view)
 {
     const struct aggregate *aggregate = sources->aggregate;
-    json_t *engines = json_array(), *groups = json_array();
+    const struct self_stats *self = sources->self;
+    json_t *engines = json_array(), *groups = json_array(), *exporter = json_object();
 
     for (const struct engine *engine = aggregate->engines; engine; engine = engine->next)
-        (void)json_array_append_new(engines, engine_json(sources, engine, view));
+        (void)json_array_append_new(engines, engine_json(sources, engine, lb));
     for (const struct group *group = aggregate->groups; group; group = group->next)
         if (!group->hidden)
-            (void)json_array_append_new(groups, group_json(group));
-    return json_pack("{s:s, s:s, s:f, s:s, s:o, s:o, s:o}", "version", sources->self->version, "commit",
-                     sources->self->commit, "time", (double)sources->self->snapshot_unix_ms / 1000, "state",
-                     lb_state_name(view->state), "engines", engines, "groups", groups, "segments",
-                     segments_json(aggregate->set));
+            (void)json_array_append_new(groups, group_json(sources, group, view));
+    put_families(exporter, SCOPE_EXPORTER, sources, (struct family_at){0});
+    return json_pack("{s:s, s:s, s:f, s:f, s:s, s:o, s:o, s:o, s:o, s:o}", "version", self->version, "commit",
+                     self->commit, "time", (double)self->snapshot_unix_ms / 1000, "collect_interval",
+                     (double)self->interval_ns / 1e9, "state", lb_state_name(lb->state), "engines", engines, "groups",
+                     groups, "segments", segments_json(aggregate->set), "debug", debug_json(self), "exporter",
+                     exporter);
 }
 
 /* With the lock held. NULL without memory. */
-static char *draw(const struct state_board *board)
+static char *draw(const struct state_board *board, const struct view *view)
 {
-    struct lb_view view = {0};
+    struct lb_view lb = {0};
 
-    if (board->lb && lb_copy(board->lb, NULL, wideep_i_clock_ns(CLOCK_BOOTTIME), &view) != 0)
+    if (board->lb && lb_copy(board->lb, NULL, wideep_i_clock_ns(CLOCK_BOOTTIME), &lb) != 0)
         return NULL;
-    json_t *root = document(&board->sources, &view);
+    json_t *root = document(&board->sources, &lb, view);
     char *text = reply_text_of(root);
     json_decref(root);
-    free(view.engines);
+    free(lb.engines);
     return text;
+}
+
+/* With the lock held: drawn once a collection for all, but for those who ask for a layer's experts. */
+static char *text_of(struct state_board *board, const struct view *view)
+{
+    char **kept = &board->text[view->loads];
+
+    if (view->experts != NO_LAYER)
+        return draw(board, view);
+    if (!*kept)
+        *kept = draw(board, view);
+    return *kept ? strdup(*kept) : NULL;
 }
 
 /* Waits for a collection; for one that stands still only until somebody has done so in vain. */
@@ -262,21 +409,52 @@ static bool lock_in_time(struct state_board *board)
     return locked;
 }
 
+static bool parse_layer(const char *text, uint32_t *ret)
+{
+    uint32_t layer = 0;
+
+    for (const char *c = text; *c; c++) {
+        if (*c < '0' || *c > '9' || layer >= WIDEEP_MAX_LAYERS)
+            return false;
+        layer = layer * 10 + (uint32_t)(*c - '0');
+    }
+    *ret = layer;
+    return *text != 0 && layer < WIDEEP_MAX_LAYERS;
+}
+
+/* Returns true, or false with the reply that says why not. */
+static bool parse_view(const struct http_request *request, struct view *ret, struct http_reply *reply)
+{
+    static const char *const known[] = {"loads", "experts", NULL};
+    const char *experts = http_argument(request, "experts");
+
+    *ret = (struct view){.loads = http_argument(request, "loads") != NULL, .experts = NO_LAYER};
+    if (http_unknown_argument(request, known)) {
+        http_reply_text(reply, 400, "the arguments here are loads and experts=LAYER\n");
+        return false;
+    }
+    if (experts && !parse_layer(experts, &ret->experts)) {
+        http_reply_text(reply, 400, "experts must be the number of a layer\n");
+        return false;
+    }
+    return true;
+}
+
 void state_handle(void *context, const struct http_request *request, struct http_reply *reply)
 {
     struct state_board *board = context;
+    struct view view;
     char *text = NULL;
 
-    (void)request;
+    if (!parse_view(request, &view, reply))
+        return;
     if (!lock_in_time(board)) {
         http_reply_text(reply, 503, "a collection is under way for too long\n");
         return;
     }
     bool collected = board->sources.aggregate != NULL;
-    if (collected && !board->text)
-        board->text = draw(board);
-    if (board->text)
-        text = strdup(board->text);
+    if (collected)
+        text = text_of(board, &view);
     (void)pthread_mutex_unlock(&board->lock);
     if (text)
         *reply =

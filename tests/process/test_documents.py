@@ -65,13 +65,15 @@ def test_fields_of_the_state_are_listed():
     rows = [[cell.strip(" `") for cell in row.split("|")[1:3]] for row in section.splitlines() if row.startswith("| ")]
     listed = {(place, name) for place, cell in rows[1:] for name in re.findall(r"`([\w:…]+)`", f"`{cell}`")}
     listed -= {(place, name) for place, name in listed if name in ("null", "wideep_segments")}
-    with shared_directory() as shm, exporting(shm) as exporter:
+    with shared_directory() as shm, exporting(
+            shm, "--debug.per-expert", "--advisor.interval=500ms") as exporter:
         def state():
-            return json.loads(exporter.get("/api/v1/state")[1])
+            return json.loads(exporter.get("/api/v1/state?loads&experts=0")[1])
 
         with simulating(shm, "--scenario", "steady", "--engines", 1, "--passes", 100000, "--passes-per-second", 50):
             exporter.wait_page(lambda page: page.of("vllm:eplb_avg_tokens_per_rank"))
             wait_for(lambda: "worst" in state()["groups"][0]["balancedness"])
+            wait_for(lambda: {"achievable", "expert_loads"} <= set(state()["groups"][0]))
             found = set(fields(state()))
     for place, name in found:
         assert any(place == where and re.fullmatch(pattern.replace("…", r"\w+"), name) for where, pattern in listed), (
