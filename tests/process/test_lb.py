@@ -283,6 +283,23 @@ def test_state_agrees_with_the_page(shm):
         assert segments == page.segments()
 
 
+def test_state_on_request(shm):
+    """Tokens by rank and by expert, and the words for what is no such wish."""
+    with exporting(shm, "--debug.per-expert") as exporter, simulating(
+            shm, "--engines", 1, "--ranks", 2, "--passes-per-second", 40, "--passes", 60, "--linger", 300) as sim:
+        sim.expected()
+        page = exporter.wait_page(lambda page: page.one("wideep_eplb_passes_total", layer=0) == 60)
+        (group,) = json.loads(exporter.get("/api/v1/state?loads&experts=1")[1])["groups"]
+        for layer, row in enumerate(group["rank_tokens"]):
+            assert row == [page.one("wideep_eplb_rank_tokens_total", layer=layer, ep_rank=rank) for rank in range(2)]
+        assert group["expert_loads"]["layer"] == 1 and group["expert_loads"]["tokens"] == pytest.approx(
+            [page.one("vllm:expert_load_per_expert_tokens_DEBUG", layer=1, expert_id=e) for e in range(group["experts"])])
+        (group,) = json.loads(exporter.get("/api/v1/state")[1])["groups"]
+        assert not {"rank_tokens", "expert_loads"} & set(group)
+        for wish in ("experts=", "experts=x", "experts=1x", "experts=99999999999", "load"):
+            assert exporter.get(f"/api/v1/state?{wish}")[0].status == 400, wish
+
+
 def test_state_of_a_hostile_name(shm):
     name = b'\xff"\\\n\xe2\x82'
     with Writer() as writer, exporting(shm) as exporter:
