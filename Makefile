@@ -61,7 +61,10 @@ B := build$(addprefix /,$(VARIANT))
 MAIN_SRCS := $(wildcard src/main.c)
 SIM_SRCS := $(wildcard src/sim*.c)
 DUMP_SRCS := $(wildcard src/dump*.c)
-LIB_SRCS := $(filter-out $(MAIN_SRCS) $(SIM_SRCS) $(DUMP_SRCS),$(wildcard src/*.c))
+TOP_SRCS := $(wildcard src/top*.c)
+# Those that its unit test can do without a terminal.
+TOP_TESTED_SRCS := $(filter-out src/top.c src/top_screen.c,$(TOP_SRCS))
+LIB_SRCS := $(filter-out $(MAIN_SRCS) $(SIM_SRCS) $(DUMP_SRCS) $(TOP_SRCS),$(wildcard src/*.c))
 SO_SRCS := $(wildcard shm-abi/wideep_shm.c)
 PROTO_SRCS := $(wildcard src/*.proto)
 UNIT_SRCS := $(wildcard tests/unit/test_*.c)
@@ -78,7 +81,7 @@ CMAKE_FILES := $(wildcard shm-abi/*.cmake.in)
 EXAMPLE_C_SRCS := $(wildcard shm-abi/examples/*.c)
 EXAMPLE_CC_SRCS := $(wildcard shm-abi/examples/*.cc)
 PYTHON_C_SRCS := $(wildcard shm-abi/python/src/*.c)
-C_SRCS := $(MAIN_SRCS) $(SIM_SRCS) $(DUMP_SRCS) $(LIB_SRCS) $(SO_SRCS) $(UNIT_SRCS) $(UNIT_HELPER_SRCS) $(ABI_C_SRCS) $(BENCH_SRCS)
+C_SRCS := $(MAIN_SRCS) $(SIM_SRCS) $(DUMP_SRCS) $(TOP_SRCS) $(LIB_SRCS) $(SO_SRCS) $(UNIT_SRCS) $(UNIT_HELPER_SRCS) $(ABI_C_SRCS) $(BENCH_SRCS)
 CC_SRCS := $(ABI_CC_SRCS) $(BENCH_CC_SRCS)
 FORMATTED := $(C_SRCS) $(CC_SRCS) $(EXAMPLE_C_SRCS) $(EXAMPLE_CC_SRCS) $(PYTHON_C_SRCS) \
 	$(wildcard include/*.h shm-abi/*.h src/*.h tests/unit/*.h tests/abi/*.h tests/bench/*.h)
@@ -95,7 +98,7 @@ TABLES := $(patsubst src/%.py,$(B)/gen/%.h,$(wildcard src/*.py))
 PROTO_OBJS := $(patsubst src/%.proto,$(B)/obj/gen/%.pb-c.o,$(PROTO_SRCS))
 
 PROGRAMS := $(if $(MAIN_SRCS),$(B)/wideep-exporter) $(if $(SIM_SRCS),$(B)/wideep-sim) \
-	$(if $(DUMP_SRCS),$(B)/wideep-dump)
+	$(if $(DUMP_SRCS),$(B)/wideep-dump) $(if $(TOP_SRCS),$(B)/wideep-top)
 ARCHIVE := $(B)/obj/libwideep.a
 SO_REAL := libwideep_shm.so.$(VERSION)
 SO_NAME := libwideep_shm.so.$(SOVERSION)
@@ -119,7 +122,10 @@ NO_COMPILE += help clean format deps deps-test deps-bench deps-lint deps-wheel b
 ifneq ($(filter-out $(NO_COMPILE),$(or $(MAKECMDGOALS),all)),)
 
 PKGS := libmicrohttpd liburcu-bp gnutls jansson libsystemd yaml-0.1 libcrypt libdeflate libprotobuf-c
-PKGS_FOUND := $(shell $(PKG_CONFIG) --exists $(PKGS) 2>/dev/null && echo yes)
+# Of one program alone.
+CURSES := ncursesw
+CURSES_LIBS := $(shell $(PKG_CONFIG) --libs $(CURSES) 2>/dev/null)
+PKGS_FOUND := $(shell $(PKG_CONFIG) --exists $(PKGS) $(CURSES) 2>/dev/null && echo yes)
 # Compresses four times as fast; not every machine has it.
 PKGS_MORE := $(shell $(PKG_CONFIG) --exists libisal 2>/dev/null && echo libisal)
 PKG_CFLAGS := $(shell $(PKG_CONFIG) --cflags $(PKGS) $(PKGS_MORE) 2>/dev/null) $(if $(PKGS_MORE),-DHAVE_ISAL)
@@ -210,11 +216,11 @@ $(B)/gen/flags: FORCE
 
 # The archive is rebuilt when a source file goes away.
 $(B)/gen/sources: FORCE
-	$(call write_if_changed,$(call quoted,$(LIB_SRCS) / $(MAIN_SRCS) / $(SIM_SRCS) / $(DUMP_SRCS) / $(UNIT_HELPER_SRCS)))
+	$(call write_if_changed,$(call quoted,$(LIB_SRCS) / $(MAIN_SRCS) / $(SIM_SRCS) / $(DUMP_SRCS) / $(TOP_SRCS) / $(UNIT_HELPER_SRCS)))
 
 .PHONY: libraries
 libraries:
-	@$(if $(PKGS_FOUND),:,echo "$(PKGS) not found by $(PKG_CONFIG); 'make deps' installs what the build needs" >&2; exit 1)
+	@$(if $(PKGS_FOUND),:,echo "$(PKGS) $(CURSES) not found by $(PKG_CONFIG); 'make deps' installs what the build needs" >&2; exit 1)
 
 $(B)/gen/%.pb-c.c $(B)/gen/%.pb-c.h &: src/%.proto | libraries
 	$(call say,GEN,$<) mkdir -p $(@D)
@@ -273,10 +279,13 @@ LINK_C = $(CC) $(PROGRAM_LDFLAGS) -o $@ $(filter %.o,$^) $(filter %.a,$^)
 $(B)/wideep-exporter: $(call objs,$(MAIN_SRCS))
 $(B)/wideep-sim: $(call objs,$(SIM_SRCS))
 $(B)/wideep-dump: $(call objs,$(DUMP_SRCS))
+$(B)/wideep-top: $(call objs,$(TOP_SRCS))
+$(B)/wideep-top: private LDLIBS += $(CURSES_LIBS)
 $(PROGRAMS): $(ARCHIVE) $(B)/gen/flags $(B)/gen/sources
 	$(link)
 	$(Q)$(LINK_C) $(PROGRAM_LIBS)
 
+$(B)/tests/unit/test_top: $(call objs,$(TOP_TESTED_SRCS))
 $(UNIT_PROGRAMS): $(B)/tests/unit/%: $(B)/obj/tests/unit/%.o $(call objs,$(UNIT_HELPER_SRCS)) $(ARCHIVE) $(B)/gen/flags \
 		$(B)/gen/sources
 	$(link)
@@ -548,7 +557,7 @@ OWN_DIRECTORIES = $(addprefix $(DOCDIR)/,shm-abi/python shm-abi/examples shm-abi
 	$(patsubst %/,%,$(dir $(DOCDIR)) $(dir $(MANDIR))) $(PREFIX))
 
 uninstall: ## Remove what install put there
-	rm -f $(foreach name,wideep-exporter wideep-sim wideep-dump,'$(DESTDIR)$(BINDIR)/$(name)') \
+	rm -f $(foreach name,wideep-exporter wideep-sim wideep-dump wideep-top,'$(DESTDIR)$(BINDIR)/$(name)') \
 		$(foreach name,libwideep_shm.so $(SO_NAME) $(SO_REAL) pkgconfig/wideep_shm.pc,'$(DESTDIR)$(LIBDIR)/$(name)') \
 		$(foreach name,$(notdir $(ABI_HEADER)),'$(DESTDIR)$(INCLUDEDIR)/$(name)') \
 		$(foreach file,$(CMAKE_FILES),'$(DESTDIR)$(CMAKE_DIRECTORY)/$(basename $(notdir $(file)))') \

@@ -25,6 +25,11 @@ void state_free(struct state_board *board);
 void state_begin_collection(struct state_board *board);
 void state_end_collection(struct state_board *board, const struct family_sources *sources, struct lb *lb);
 
+/* Calls between two collections with what the board was last given, and returns what that returns; -EAGAIN before the
+ * first collection, or when one takes too long. The collector waits meanwhile. Any thread. */
+typedef int state_visitor(void *context, const struct family_sources *sources, struct lb *lb);
+int state_visit(struct state_board *board, state_visitor *visit, void *context);
+
 /* GET /api/v1/state[?loads][&experts=LAYER]; the context is the board. Any thread. */
 void state_handle(void *context, const struct http_request *request, struct http_reply *reply);
 

@@ -462,3 +462,15 @@ void state_handle(void *context, const struct http_request *request, struct http
     else
         http_reply_text(reply, 503, collected ? "out of memory\n" : "no snapshot has been collected yet\n");
 }
+
+int state_visit(struct state_board *board, state_visitor *visit, void *context)
+{
+    int error = -EAGAIN;
+
+    if (!lock_in_time(board))
+        return -EAGAIN;
+    if (board->sources.aggregate)
+        error = visit(context, &board->sources, board->lb);
+    (void)pthread_mutex_unlock(&board->lock);
+    return error;
+}
