@@ -33,7 +33,8 @@ def test_install_and_uninstall(tmp_path):
     make("install", f"DESTDIR={tmp_path}", "PREFIX=/usr")
     installed = files(tmp_path)
     document = "usr/share/doc/wideep-exporter/"
-    assert {"usr/bin/wideep-exporter", "usr/bin/wideep-sim", "usr/bin/wideep-dump", "usr/include/wideep_shm.h",
+    assert {"usr/bin/wideep-exporter", "usr/bin/wideep-sim", "usr/bin/wideep-dump", "usr/bin/wideep-top",
+            "usr/share/man/man1/wideep-top.1", "usr/include/wideep_shm.h",
             "usr/lib/libwideep_shm.so", "usr/lib/libwideep_shm.so.0", "usr/lib/pkgconfig/wideep_shm.pc",
             "usr/share/man/man8/wideep-exporter.8", "usr/share/man/man3/wideep_shm.3", document + "README.md",
             document + "CHANGELOG.md", document + "LICENSE", document + "shm-abi/README.md",
