@@ -46,6 +46,18 @@ def test_no_cell_of_ours_is_empty():
     assert all(row[2] and row[3] for row in rows)
 
 
+def test_every_alert_has_its_section():
+    """The anchors that the alerts name, no others, each once; and links to anchors lead somewhere."""
+    deploy = TESTS.parent / "deploy"
+    named = re.findall(r"^ +runbook: (\S+)$", (deploy / "prometheus" / "wideep-alerts.yml").read_text(), re.M)
+    runbook = (deploy / "runbook.md").read_text()
+    anchors = re.findall(r"^### (\S+)$", runbook, re.M)
+    assert len(named) > 20
+    assert sorted(named) == sorted(anchor for anchor in anchors if anchor.startswith("wideep-"))
+    assert set(re.findall(r"\]\(#([\w-]+)\)", runbook)) <= set(anchors)
+    assert runbook.startswith("# What to look at when throughput drops\n")
+
+
 def fields(value, path="the object"):
     """Names by the place in the document that has them."""
     if isinstance(value, list):
