@@ -38,10 +38,11 @@ def run(*arguments):
 
 
 @pytest.fixture
-def build(tmp_path, built):
+def build(tmp_path, request):
     """A build as `make bench` leaves it, with the distribution."""
     if os.environ.get("WIDEEP_SAN"):
         pytest.skip("measures what users run")
+    built = request.getfixturevalue("built")
     directory = tmp_path / "build"
     (directory / "bench").mkdir(parents=True)
     for entry in BUILD.resolve().iterdir():

@@ -41,7 +41,7 @@ def build(directory):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
         (sources / name).parent.mkdir(parents=True, exist_ok=True)
         copy(ROOT / name, sources / name)
-    run("make", "-C", sources, "-o", "deps-wheel", "wheel", f"PYTHON={sys.executable}")
+    run("make", "-C", sources, "-o", "deps-wheel", "wheel", "VARIANT=", "SAN=", f"PYTHON={sys.executable}")
     run(sys.executable, "-m", "venv", "--system-site-packages", directory / "venv")
     (wheel,) = (sources / "build" / "wheel").glob("*.whl")
     run(directory / "venv" / "bin" / "pip", "install", "--no-index", "--no-deps", wheel)
