@@ -115,10 +115,9 @@ def test_start_up_without_memory(shm, inject, books, count, step):
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [1, FOREVER], ids=["one", "all"])
 def test_start_up_with_tls_without_memory(shm, inject, tmp_path, count):
-    """The TLS library allocates a thousand times and more, hence the steps. It says of some that a certificate
-    is bad, and libtasn1 4.19 does not look at what some of its own allocations return, and GMP aborts: there one can only start anew."""
-    outcomes = every_start_up(shm, inject, None, count, f"--web.config.file={tls_config(tmp_path)}", step=7,
-                              tls=True)
+    """The TLS library allocates a thousand times and more, hence the steps. It calls a certificate bad that it has no
+    memory for; libtasn1 4.19, which reads it, uses what it could not allocate, and GNU MP aborts."""
+    outcomes = every_start_up(shm, inject, None, count, f"--web.config.file={tls_config(tmp_path)}", step=7, tls=True)
     assert outcomes["refused"] > 20
     record(f"start-up with TLS, {'one allocation' if count == 1 else 'all from one on'}", sum(outcomes.values()),
            exits_1=outcomes["refused"], serves=outcomes["went on"], crashed_in_a_library=outcomes["crashed"])
@@ -216,8 +215,13 @@ def test_reload_without_memory(shm, inject, tmp_path, step):
         web_config(tmp_path / "web.yml", http_server_config={"headers": {"X-Frame-Options": value}})
         said = len(exporter.log)
         exporter.process.send_signal(signal.SIGHUP)
-        return wait_for(lambda: [line for line in exporter.log[said:] if RELOADED in line or "configuration" in line and
-                                 "level=error" in line])[-1]
+
+        def outcome():
+            """What follows this signal's line: the reload before may still have something to say."""
+            lines = itertools.dropwhile(lambda line: "reading the configuration again" not in line, exporter.log[said:])
+            return [line for line in lines if RELOADED in line or "configuration" in line and "level=error" in line]
+
+        return wait_for(outcome)[0]
 
     web_config(tmp_path / "web.yml", http_server_config={"headers": {"X-Frame-Options": "deny"}})
     with exporting(shm, "--collect.interval=60s", f"--web.config.file={tmp_path / 'web.yml'}", env=inject.env) as exporter:
