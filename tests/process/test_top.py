@@ -12,7 +12,7 @@ import unicodedata
 
 import pytest
 
-from exporter_helpers import BUILD, exporting, wait_for
+from exporter_helpers import BUILD, exporting, gone, wait_for
 
 TOP, SIM = str(BUILD / "wideep-top"), str(BUILD / "wideep-sim")
 SIZES = [(40, 12), (80, 24), (200, 60)]
@@ -140,9 +140,11 @@ def test_terminal_is_restored(number, shm, tmp_path):
         shown.type(f"cd {tmp_path}; stty -g >before")
         shown.type(f"{TOP} --shm.dir={shm} & echo $! >pid; fg")
         shown.until("No engine")
-        os.kill(int((tmp_path / "pid").read_text()), number)
-        wait_for(lambda: "No engine" not in shown.text())
-        shown.type("stty -g >after; echo rest'ored'")
+        pid = int((tmp_path / "pid").read_text())
+        os.kill(pid, number)
+        wait_for(lambda: gone(pid) and "No engine" not in shown.text())
+        # The shell takes the terminal back a moment later.
+        shown.type("until stty -g >after; do :; done; echo rest'ored'")
         shown.until("restored")
         assert (tmp_path / "after").read_text() == (tmp_path / "before").read_text()
         assert shown.tmux("display-message", "-p", "#{cursor_flag} #{alternate_on}").split() == ["1", "0"]

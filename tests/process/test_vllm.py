@@ -657,11 +657,14 @@ def test_loads_that_do_not_arrive_make_a_pass_incomplete(python, tmp_path):
         books = engine.go()
         exporter.wait_page(lambda page: page.one("wideep_eplb_passes_total", model_name=MODEL, layer=0) +
                            page.incomplete().get("skipped", 0) == books.ranks[0]["recorded"])
-        lost = books.ranks[0]["recorded"] - Segment(str(directory / "wideep.default.e1.r1")).totals()["models"][0]["recorded_passes"]
-        assert 1 <= lost < 16  # an idle rank has zeros at hand
-        page = exporter.wait_page(lambda page: page.incomplete() == {"skipped": lost})
+        lost = [books.ranks[0]["recorded"] - Segment(str(path)).totals()["models"][0]["recorded_passes"]
+                for path in directory.glob("wideep.default.e*.r*")]
+        assert len(lost) == 4 and 1 <= max(lost) < 16  # an idle rank has zeros at hand
+        # Which passes a rank loses is a matter of its own memory.
+        page = exporter.wait_page(lambda page: set(page.incomplete()) == {"skipped"} and
+                                  max(lost) <= page.incomplete()["skipped"] <= sum(lost))
         assert page.one("wideep_eplb_rank_tokens_total", model_name=MODEL, layer=0, ep_rank=0) < \
             books.rank_tokens("target")[:, 0, 0].sum()
-        (line,) = engine.log()
-        assert "the device is 8 passes behind" in line
+        lines = engine.log()
+        assert lines and all("the device is 8 passes behind" in line for line in lines)
         expect_rearrangements(page, books, "sync", [MODEL])
