@@ -71,7 +71,9 @@ simulator=$!
 
 cat <<EOF
 8 simulated ranks of $model: 58 MoE layers, 256 experts and 32 redundant ones, 50 passes/s.
+Page:     http://$listening/
 Metrics:  http://$listening/metrics
+Terminal: $build/wideep-top --shm.dir=$directory
 Segments: $build/wideep-dump --shm.dir=$directory
 $([ "$seconds" = 0 ] && echo 'Ends with Ctrl-C.' || echo "Ends after $seconds s or with Ctrl-C.")
 

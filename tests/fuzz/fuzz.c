@@ -1,5 +1,6 @@
 #include "fuzz.h"
 
+#include <ctype.h>
 #include <dirent.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -51,6 +52,13 @@ ssize_t __wrap_getrandom(void *ret, size_t size, unsigned flags)
     for (size_t i = 0; i < size; i++)
         ((uint8_t *)ret)[i] = ++next;
     return (ssize_t)size;
+}
+
+void fuzz_expect_message(const char *message)
+{
+    fuzz_expect(*message != 0);
+    for (; *message; message++)
+        fuzz_expect(!iscntrl((unsigned char)*message));
 }
 
 uint8_t fuzz_byte(struct fuzz_input *input)

@@ -24,6 +24,9 @@ void fuzz_fail(const char *format, ...) __attribute__((format(printf, 1, 2), nor
 #define FUZZ_START_NS UINT64_C(1000000000000)
 extern uint64_t fuzz_now_ns;
 
+/* A message for people: there is one, and in it no control character. */
+void fuzz_expect_message(const char *message);
+
 /* What is left of an input. At its end, zeros are read. */
 struct fuzz_input {
     const uint8_t *at;

@@ -89,6 +89,12 @@ def refused(kind, call, *words):
         assert type(error) is kind and all(word in str(error) for word in words), repr(error)
         return error
     raise AssertionError("not refused")
+def claimed():  # the only segment, by a process that holds on to it until its input ends
+    claim = subprocess.Popen([sys.executable, "-c", "import fcntl, sys; f = open(sys.argv[1], 'r+');"
+                              "fcntl.lockf(f, fcntl.LOCK_EX, 1, 1); print(flush=True); sys.stdin.read()",
+                              wideep.read_segments()[0].path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    claim.stdout.readline()
+    return claim
 loads = np.arange(18, dtype=np.int32).reshape(3, 6)
 where = np.array([[0, 1, 2, 3, 0, -1]] * 3, dtype=np.int32)
 class Tensor:
@@ -568,12 +574,9 @@ for device in (1, None, (), ("cpu", 0), (1, 0, 0)):
 def test_other_threads_run_while_creation_waits(python):
     """Somebody claims the file of a dead writer and does not let go: creation gives up after two seconds."""
     python("""
-import fcntl, threading, time
+import threading, time
 create().close()
-claim = subprocess.Popen([sys.executable, "-c", "import fcntl, sys; f = open(sys.argv[1], 'r+');"
-                          "fcntl.lockf(f, fcntl.LOCK_EX, 1, 1); print(flush=True); sys.stdin.read()",
-                          wideep.read_segments()[0].path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-claim.stdout.readline()
+claim = claimed()
 other, ticks, errors = create(engine=1), 0, []
 def wait():
     try:
@@ -607,10 +610,7 @@ def test_an_interpreter_ends_while_a_thread_creates(python):
     python("""
 import threading, time
 create().close()
-claim = subprocess.Popen([sys.executable, "-c", "import fcntl, sys; f = open(sys.argv[1], 'r+');"
-                          "fcntl.lockf(f, fcntl.LOCK_EX, 1, 1); print(flush=True); sys.stdin.read()",
-                          wideep.read_segments()[0].path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-claim.stdout.readline()
+claim = claimed()
 sys.modules["kept"] = type(sys)("kept")  # whose contents are given back last
 sys.modules["kept"].writer = create(engine=1)
 def again():

@@ -1,6 +1,7 @@
 #include "suite.h"
 
 #include <dirent.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -26,6 +27,24 @@ void remove_segments(const char *directory)
     }
     (void)closedir(entries);
     ck_assert_int_eq(rmdir(directory), 0);
+}
+
+int captured[2];
+static int stderr_before;
+
+void capture_stderr(void)
+{
+    ck_assert_int_eq(pipe2(captured, O_NONBLOCK | O_CLOEXEC), 0);
+    stderr_before = dup(STDERR_FILENO);
+    ck_assert_int_eq(dup2(captured[1], STDERR_FILENO), STDERR_FILENO);
+}
+
+void release_stderr(void)
+{
+    (void)dup2(stderr_before, STDERR_FILENO);
+    (void)close(stderr_before);
+    (void)close(captured[0]);
+    (void)close(captured[1]);
 }
 
 uint64_t random_word(void)

@@ -11,6 +11,12 @@ int suite_run(Suite *suite);
 /* Removes a directory of segments and all in it. */
 void remove_segments(const char *directory);
 
+/* Has stderr go into a pipe, which drops what does not fit, until release_stderr(). Both return or end the test. The
+ * ends: what is written can be read from captured[0]. */
+extern int captured[2];
+void capture_stderr(void);
+void release_stderr(void);
+
 /* Noise that is the same in each run of a program (Marsaglia's xorshift). One thread. */
 uint64_t random_word(void);
 

@@ -3,33 +3,26 @@
 #include "suite.h"
 
 #include <ctype.h>
-#include <fcntl.h>
 #include <string.h>
 #include <unistd.h>
 
-static int ends[2], saved;
 static char line[2 * LOG_LINE_MAX];
 
 static void setup(void)
 {
-    ck_assert_int_eq(pipe2(ends, O_NONBLOCK | O_CLOEXEC), 0);
-    saved = dup(STDERR_FILENO);
-    ck_assert_int_eq(dup2(ends[1], STDERR_FILENO), STDERR_FILENO);
+    capture_stderr();
 }
 
 static void teardown(void)
 {
-    (void)dup2(saved, STDERR_FILENO);
-    (void)close(saved);
-    (void)close(ends[0]);
-    (void)close(ends[1]);
+    release_stderr();
     log_setup(LOG_INFO, LOG_LOGFMT);
 }
 
 /* What was written since; "" for nothing. Every line ends in a newline, which is taken off. */
 static const char *written(void)
 {
-    ssize_t n = read(ends[0], line, sizeof line - 1);
+    ssize_t n = read(captured[0], line, sizeof line - 1);
     if (n <= 0)
         return "";
     ck_assert_int_le(n, LOG_LINE_MAX);
@@ -150,7 +143,7 @@ END_TEST
 START_TEST(nobody_reads)
 {
     char junk[4096] = {0};
-    while (write(ends[1], junk, sizeof junk) > 0)
+    while (write(captured[1], junk, sizeof junk) > 0)
         ;
     log_info("lost", NULL); /* a full pipe: neither blocks nor fails */
 }

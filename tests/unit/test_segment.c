@@ -18,7 +18,6 @@ static struct wideep_writer *writer;
 static unsigned char *image;
 static uint64_t image_size;
 static uint64_t now_ns;
-static int ends[2], saved;
 static char lines[LOG_MAX + 1];
 static bool swapping;
 
@@ -69,17 +68,12 @@ static void setup(void)
     ck_assert_int_eq(guard_install(), 0);
     now_ns = SECOND;
     ck_assert_int_eq(segment_set_new(&set, &segments, now_ns), 0);
-    ck_assert_int_eq(pipe2(ends, O_NONBLOCK | O_CLOEXEC), 0);
-    saved = dup(STDERR_FILENO);
-    ck_assert_int_eq(dup2(ends[1], STDERR_FILENO), STDERR_FILENO);
+    capture_stderr();
 }
 
 static void teardown(void)
 {
-    (void)dup2(saved, STDERR_FILENO);
-    (void)close(saved);
-    (void)close(ends[0]);
-    (void)close(ends[1]);
+    release_stderr();
     segment_set_free(set);
     free(image);
     remove_segments(directory);
@@ -95,7 +89,7 @@ static void scan(void)
 /* Number of lines written since that have the text. */
 static unsigned count_lines(const char *text)
 {
-    ssize_t size = read(ends[0], lines, LOG_MAX);
+    ssize_t size = read(captured[0], lines, LOG_MAX);
     unsigned count = 0;
 
     lines[size > 0 ? size : 0] = 0;
